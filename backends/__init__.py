@@ -1,0 +1,1 @@
+"""One file a backend. Each implements `harness.api.Backend`; `harness/registry.py` lists them."""

@@ -1,0 +1,173 @@
+"""The artifact: one exported model with weights, inputs and reference outputs, read by every backend.
+
+An artifact is a folder. Its manifest is written last, so a folder without one is an export that did not
+finish. All tensors are safetensors files: no pickle crosses a process border.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from harness.errors import StoreError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MANIFEST = "artifact.json"
+SCHEMA = 1
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Name, dtype (numpy's name) and shape of one input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an artifact holds and how it was made."""
+
+    schema: int = SCHEMA
+    model: str
+    weights: str
+    """`seeded`, or where they came from."""
+    seed: int
+    batch: int
+    opset: int
+    precision: str = "fp32"
+    task: str = "tensor"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    input_sets: int
+    parameters: int
+    deterministic: bool
+    """Whether eager gave bit-identical outputs when run twice."""
+    golden: bool
+    """Whether a float64 run of the same module is stored beside the float32 reference."""
+    export_s: float
+    onnx_max_abs: float
+    """Largest absolute difference between ONNX Runtime's CPU result without optimisation and eager's."""
+    versions: dict[str, str]
+    files: dict[str, str]
+    """File name -> sha256, of everything but the manifest."""
+
+
+class Artifact:
+    """Read access to an artifact's folder."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = False) -> Artifact:
+        """Open an artifact; with `verify` also check every file against its hash.
+
+        Raises:
+            StoreError: The manifest or a file is missing, damaged or from a newer version.
+        """
+        try:
+            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        except FileNotFoundError as exc:
+            raise StoreError(f"no finished export in {folder}", hint="harness cache clear --exports") from exc
+        except (msgspec.DecodeError, OSError) as exc:
+            raise StoreError(
+                f"the manifest of the export in {folder} cannot be read: {exc}", hint="harness cache clear --exports"
+            ) from exc
+        if manifest.schema > SCHEMA:
+            raise StoreError(
+                f"the export in {folder} has schema {manifest.schema}; this harness reads up to {SCHEMA}",
+                hint="update harness, or harness cache clear --exports",
+            )
+        for name, digest in manifest.files.items():
+            path = folder / name
+            if not path.is_file() or (verify and sha256(path) != digest):
+                raise StoreError(f"{path} is missing or damaged", hint="harness cache clear --exports")
+        return cls(folder, manifest)
+
+    @property
+    def hash(self) -> str:
+        """Content hash: equal for two artifacts whose files are equal."""
+        return hashlib.sha256(msgspec.json.encode(sorted(self.manifest.files.items()))).hexdigest()
+
+    @property
+    def onnx_path(self) -> Path:
+        """The ONNX file; large weights lie beside it as external data."""
+        return self.folder / "model.onnx"
+
+    @property
+    def weights_path(self) -> Path:
+        """The module's whole state dict as safetensors."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input specs in the order of the module's arguments."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output specs in the order in which the module returns them."""
+        return self.manifest.outputs
+
+    def input_set(self, index: int) -> dict[str, np.ndarray]:
+        """Return input set `index` in argument order."""
+        tensors = read_tensors(self.folder / f"inputs-{index}.safetensors")
+        return {spec.name: tensors[spec.name] for spec in self.inputs}
+
+    def reference(self, index: int) -> dict[str, np.ndarray]:
+        """Return eager's float32 outputs for input set `index`."""
+        return read_tensors(self.folder / f"reference-{index}.safetensors")
+
+    def golden(self, index: int) -> dict[str, np.ndarray] | None:
+        """Return the float64 outputs for input set `index`, where they fitted."""
+        if not self.manifest.golden:
+            return None
+        return read_tensors(self.folder / f"golden-{index}.safetensors")
+
+    def module(self) -> object:
+        """Rebuild the torch module with the artifact's weights, in eval mode. Imports torch."""
+        from safetensors.torch import load_file
+
+        from harness import registry
+
+        module = registry.model(self.manifest.model).build()
+        module.load_state_dict(load_file(self.weights_path), strict=True)
+        return module.eval()
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a safetensors file.
+
+    Raises:
+        StoreError: The file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as exc:
+        raise StoreError(f"{path} cannot be read: {exc}") from exc
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write a safetensors file from C-contiguous copies of the arrays."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,237 @@
+"""What a run leaves behind: frozen records, raw samples included. Statistics are derived on reading.
+
+`run.json` is one `Run`. Times are durations: `_s` in seconds, `_ns` in nanoseconds. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+
+Status = Literal[
+    "ok",
+    "drifted",
+    "compiled",
+    "fallback",
+    "unavailable",
+    "unsupported",
+    "export_failed",
+    "compile_failed",
+    "run_failed",
+    "out_of_memory",
+    "timeout",
+    "crashed",
+    "interrupted",
+]
+Scalar = str | int | float | bool | None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records: frozen, keyword-only."""
+
+
+class Failure(Record):
+    """Why a case has no number, or why its number is not to be trusted."""
+
+    stage: str
+    """`probe`, `import`, `compile`, `first run`, `save`, `warm load`, `measure`, `judge`."""
+    message: str
+    hint: str | None = None
+    log: str | None = None
+    """The log file, relative to the run's folder."""
+    log_tail: str = ""
+    traceback: str = ""
+
+
+class OutputDrift(Record):
+    """Distance of one output of one input set from the reference; see `harness.drift` for the formulas."""
+
+    output: str
+    input_set: int
+    elements: int
+    max_abs: float
+    max_rel: float
+    rmse: float
+    relative_l2: float
+    cosine: float
+    snr_db: float
+    nan_count: int
+    inf_count: int
+    within_tolerance: bool
+    rmse_limit: float
+    """The RMSE to golden that this output was allowed."""
+    rmse_golden: float
+    """RMSE to the float64 golden value, or to the float32 reference where there is none."""
+    passed: bool
+    reason: str = ""
+    """Why it did not pass."""
+    top1_agreement: float | None = None
+    top5_agreement: float | None = None
+
+
+class Window(Record):
+    """One slice of samples: one visit of one worker in one round."""
+
+    round: int
+    position: int
+    """Place in the round's random order."""
+    start_ns: int
+    """Parent's clock when the slice was asked for, from the start of the launch."""
+    samples_ns: list[int]
+    boundary: Literal["compute", "host-to-host"] = "compute"
+    others_cpu: float | None = None
+    """Share of the machine's CPU time that went to processes outside this run while sampling, 0 to 1."""
+    mhz: float | None = None
+    """CPU clock right after the slice, mean over cores."""
+    marks: list[str] = []
+    """What disturbed this window: `busy machine`, `throttled`."""
+
+
+class Sitting(Record):
+    """One case in one launch: a fresh worker that loaded the saved engine."""
+
+    case: str
+    import_s: float
+    load_s: float
+    first_run_s: float
+    warm_up_ns: list[int]
+    windows: list[Window]
+    peak_bytes: int
+    """Peak resident memory of the worker's process tree."""
+    failure: Failure | None = None
+
+
+class Launch(Record):
+    """One set of fresh worker processes, resident together and visited in interleaved rounds."""
+
+    index: int
+    group: int = 0
+    """Cases that do not fit in memory together are measured in groups; the baseline is in every group."""
+    wall_s: float
+    sittings: list[Sitting]
+
+
+class Case(Record):
+    """One (model, backend, options, precision, batch, device) of a run and all that happened to it."""
+
+    id: str
+    """Unique in the run; what the table shows: `tvm:trials=64`."""
+    backend: str
+    options: dict[str, Scalar]
+    """Only what the user set."""
+    device: str
+    precision: str
+    batch: int
+    threads: int
+    status: Status
+    version: str | None = None
+    """Version of the backend's own distribution."""
+    versions: dict[str, str] = {}
+    provider: str | None = None
+    stages: dict[str, float] = {}
+    """Directly timed durations in seconds: `import`, `compile` (the whole call), its parts `load`, `tune`, `build`,
+    then `first_run`, `second_run`, `save`; from a fresh process `warm_import`, `warm_load`, `warm_first_run`."""
+    facts: dict[str, Scalar] = {}
+    notes: list[str] = []
+    engine_bytes: int | None = None
+    engine: str | None = None
+    """Folder of the saved engine."""
+    peak_compile_bytes: int | None = None
+    drift: list[OutputDrift] = []
+    failure: Failure | None = None
+    reproduce: str = ""
+
+
+class Environment(Record):
+    """The machine and its software when the run started."""
+
+    cpu: str
+    cores: int
+    logical_cores: int
+    memory_bytes: int
+    kernel: str
+    os: str
+    python: str
+    governor: str | None
+    load_average: float
+    gpus: list[dict[str, str]]
+    libraries: dict[str, str]
+    git_commit: str | None
+    hostname: str
+    container: str | None
+    advice: list[str]
+    """What `harness doctor` would say makes numbers noisy here."""
+
+
+class ModelInfo(Record):
+    """What was compared on."""
+
+    name: str
+    weights: str
+    seed: int
+    batch: int
+    precision: str
+    parameters: int
+    task: str
+    artifact: str
+    """Content hash."""
+    opset: int
+    inputs: list[str]
+    """`input float32[1,3,224,224]`"""
+    input_sets: int
+    deterministic: bool
+    golden: bool
+    export_s: float
+    export_cached: bool
+
+
+class Settings(Record):
+    """What the user asked for, completed by defaults; enough to resume."""
+
+    model: str
+    cases: list[str]
+    """Case ids in the order asked for, in the grammar of `--backends`."""
+    asked_for_all: bool
+    baseline: str
+    batch: int
+    seed: int
+    threads: int
+    precision: str = "fp32"
+    device: str = "cpu"
+    target: str | None = None
+    launches: int
+    rounds: int
+    slice_s: float
+    budget_s: float
+    timeout_s: float
+    memory_limit_bytes: int
+    quick: bool
+
+
+class Run(Record):
+    """One comparison. Immutable once `state` is `finished`."""
+
+    schema: int = SCHEMA
+    id: str
+    created: str
+    """ISO 8601, UTC."""
+    harness: str
+    state: Literal["running", "finished", "interrupted"]
+    command: str
+    settings: Settings
+    environment: Environment
+    model: ModelInfo | None = None
+    cases: list[Case] = []
+    launches: list[Launch] = []
+    wall_s: float = 0.0
+    measure_s: float = 0.0
+    notes: list[str] = []
+    failure: Failure | None = None
+    """What ended the whole run, such as a model that cannot be exported."""
+
+
+CONTROL = "~control"
+"""Suffix of the id of the baseline's second worker, the A/A control."""

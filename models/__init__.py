@@ -1,0 +1,1 @@
+"""One file a reference model or family. Each implements `harness.api.ReferenceModel`."""
