@@ -56,6 +56,7 @@ class Availability:
     """Distribution name -> version, the backend's own first."""
     devices: tuple[str, ...] = ()
     reason: str | None = None
+    """Why it is not available; or, where it is, what it cannot do here, such as run what it builds."""
     hint: str | None = None
 
 
@@ -160,12 +161,13 @@ class Backend(ABC):
         """Say whether this backend works on this machine. Runs in a child process; never raises."""
 
     @classmethod
-    def check(cls, options: BackendOptions) -> None:  # noqa: B027 - most backends have no conflicting options
+    def check(cls, options: BackendOptions) -> None:
         """Refuse options that conflict, before any work starts.
 
         Raises:
             UsageError: Which options conflict, and which to leave out.
         """
+        return  # most backends have no conflicting options
 
     @classmethod
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
@@ -199,7 +201,7 @@ class CompiledOnly(Session):
     def _refuse(self) -> None:
         from harness.errors import UnsupportedError
 
-        raise UnsupportedError(f"this engine was built for {self.provider}, which this machine does not have")
+        raise UnsupportedError(f"this {self.provider} engine needs a device that this machine does not have")
 
     def bind(self, inputs: Tensors) -> None:
         self._refuse()

@@ -20,6 +20,8 @@ class HarnessError(Exception):
         self.message = message
         self.hint = hint
         self.log = log
+        self.worker_traceback = ""
+        """Where in the worker it was raised, for errors that crossed the process border."""
 
     def lines(self) -> list[str]:
         """Return the error as the lines that a terminal shows."""

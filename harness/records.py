@@ -33,7 +33,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records: frozen, keyword-only."""
 
 
-class Failure(Record):
+class Failure(Record, frozen=True, kw_only=True):
     """Why a case has no number, or why its number is not to be trusted."""
 
     stage: str
@@ -46,33 +46,40 @@ class Failure(Record):
     traceback: str = ""
 
 
-class OutputDrift(Record):
-    """Distance of one output of one input set from the reference; see `harness.drift` for the formulas."""
+class OutputDrift(Record, frozen=True, kw_only=True):
+    """Distance of one output of one input set from the reference; see `harness.drift` for the formulas.
+
+    A number is None where it does not exist: nothing could be compared, the reference is zero, or an exact match has
+    no finite signal-to-noise ratio. JSON has neither NaN nor infinity.
+    """
 
     output: str
     input_set: int
     elements: int
-    max_abs: float
-    max_rel: float
-    rmse: float
-    relative_l2: float
-    cosine: float
-    snr_db: float
-    nan_count: int
-    inf_count: int
-    within_tolerance: bool
-    rmse_limit: float
+    """Elements that were compared: those finite in both."""
+    max_abs: float | None = None
+    max_rel: float | None = None
+    """Largest error relative to |reference| + rms(reference)."""
+    rmse: float | None = None
+    relative_l2: float | None = None
+    cosine: float | None = None
+    snr_db: float | None = None
+    nan_count: int = 0
+    inf_count: int = 0
+    within_tolerance: bool = False
+    """Whether `max_rel` is within the precision's tolerance."""
+    rmse_limit: float | None = None
     """The RMSE to golden that this output was allowed."""
-    rmse_golden: float
+    rmse_golden: float | None = None
     """RMSE to the float64 golden value, or to the float32 reference where there is none."""
     passed: bool
     reason: str = ""
-    """Why it did not pass."""
+    """Why it did not pass: what was expected and what was found."""
     top1_agreement: float | None = None
     top5_agreement: float | None = None
 
 
-class Window(Record):
+class Window(Record, frozen=True, kw_only=True):
     """One slice of samples: one visit of one worker in one round."""
 
     round: int
@@ -90,7 +97,7 @@ class Window(Record):
     """What disturbed this window: `busy machine`, `throttled`."""
 
 
-class Sitting(Record):
+class Sitting(Record, frozen=True, kw_only=True):
     """One case in one launch: a fresh worker that loaded the saved engine."""
 
     case: str
@@ -104,7 +111,7 @@ class Sitting(Record):
     failure: Failure | None = None
 
 
-class Launch(Record):
+class Launch(Record, frozen=True, kw_only=True):
     """One set of fresh worker processes, resident together and visited in interleaved rounds."""
 
     index: int
@@ -112,9 +119,11 @@ class Launch(Record):
     """Cases that do not fit in memory together are measured in groups; the baseline is in every group."""
     wall_s: float
     sittings: list[Sitting]
+    complete: bool = True
+    """False where the run was interrupted in its middle; a resumed run measures it again."""
 
 
-class Case(Record):
+class Case(Record, frozen=True, kw_only=True):
     """One (model, backend, options, precision, batch, device) of a run and all that happened to it."""
 
     id: str
@@ -141,11 +150,13 @@ class Case(Record):
     """Folder of the saved engine."""
     peak_compile_bytes: int | None = None
     drift: list[OutputDrift] = []
+    outputs_sha256: str | None = None
+    """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
     failure: Failure | None = None
     reproduce: str = ""
 
 
-class Environment(Record):
+class Environment(Record, frozen=True, kw_only=True):
     """The machine and its software when the run started."""
 
     cpu: str
@@ -166,7 +177,7 @@ class Environment(Record):
     """What `harness doctor` would say makes numbers noisy here."""
 
 
-class ModelInfo(Record):
+class ModelInfo(Record, frozen=True, kw_only=True):
     """What was compared on."""
 
     name: str
@@ -188,20 +199,18 @@ class ModelInfo(Record):
     export_cached: bool
 
 
-class Settings(Record):
+class Settings(Record, frozen=True, kw_only=True):
     """What the user asked for, completed by defaults; enough to resume."""
 
     model: str
     cases: list[str]
     """Case ids in the order asked for, in the grammar of `--backends`."""
-    asked_for_all: bool
     baseline: str
     batch: int
     seed: int
     threads: int
     precision: str = "fp32"
     device: str = "cpu"
-    target: str | None = None
     launches: int
     rounds: int
     slice_s: float
@@ -209,9 +218,13 @@ class Settings(Record):
     timeout_s: float
     memory_limit_bytes: int
     quick: bool
+    asked: list[str] = []
+    """The values of `--backends` as they were given."""
+    opset: int = 18
+    reuse_engines: bool = False
 
 
-class Run(Record):
+class Run(Record, frozen=True, kw_only=True):
     """One comparison. Immutable once `state` is `finished`."""
 
     schema: int = SCHEMA

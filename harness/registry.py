@@ -36,6 +36,9 @@ BACKENDS = {
     "tvm": Entry("backends.tvm:TVM", "pip install 'harness[tvm]'"),
 }
 
+BASELINE = "eager"
+"""What all others are compared with unless the user names another."""
+
 MODELS = {
     "resnet50": Entry("models.resnet:ResNet50"),
     "tiny": Entry("models.tiny:Tiny"),

@@ -9,7 +9,7 @@ from harness.records import Case, Record, Run
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 
 
-class Estimate(Record):
+class Estimate(Record, frozen=True, kw_only=True):
     """A value with its confidence interval."""
 
     value: float
@@ -17,7 +17,7 @@ class Estimate(Record):
     high: float
 
 
-class Latency(Record):
+class Latency(Record, frozen=True, kw_only=True):
     """Order statistics of one boundary's samples over all launches, in nanoseconds."""
 
     samples: int
@@ -30,16 +30,18 @@ class Latency(Record):
     """Standard deviation over mean."""
 
 
-class Comparison(Record):
+class Comparison(Record, frozen=True, kw_only=True):
     """A candidate's latency over the baseline's: above 1 is slower."""
 
     ratio: Estimate
     verdict: Verdict
     noisy: bool
     """The interval is wider than the precision that was asked for."""
+    rounds_only: bool = False
+    """The interval lacks the spread between processes, because there was one launch: too narrow, and no verdict."""
 
 
-class CaseSummary(Record):
+class CaseSummary(Record, frozen=True, kw_only=True):
     """One row."""
 
     case: Case
@@ -57,9 +59,11 @@ class CaseSummary(Record):
     """Index into `case.drift` of the output farthest from the reference, a failed one first."""
     marked_windows: int
     windows: int
+    marked_used: bool = False
+    """Disturbed windows are in the numbers of compute, because fewer than half of the windows were undisturbed."""
 
 
-class RunSummary(Record):
+class RunSummary(Record, frozen=True, kw_only=True):
     """All that a report needs."""
 
     run: Run

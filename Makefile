@@ -1,0 +1,46 @@
+# Two commands: `make compare` sets everything up and prints a table, `make test` sets everything up and checks the code.
+#
+#   make compare MODEL=resnet50 BACKENDS=all ARGS="--launches 3"
+#   make test
+
+PYTHON   ?= python3
+VENV     ?= .venv
+MODEL    ?= resnet50
+BACKENDS ?= all
+ARGS     ?=
+
+# The GPU packages where an NVIDIA driver answers, the CPU packages elsewhere.
+EXTRAS   ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo all-gpu || echo all-cpu)
+PIP      := $(VENV)/bin/python -m pip --disable-pip-version-check
+SETUP    := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: compare test setup check-system clean
+.DEFAULT_GOAL := compare
+
+compare: $(VENV)/.installed-$(EXTRAS)
+	$(VENV)/bin/harness compare --model $(MODEL) --backends $(BACKENDS) $(ARGS)
+
+test: $(VENV)/.installed-$(EXTRAS),dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest $(ARGS)
+
+setup: $(VENV)/.installed-$(EXTRAS)
+
+# The stamp is named after the extras, so that a driver that appears later brings the GPU packages.
+$(VENV)/.installed-%: $(SETUP) | check-system
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@
+
+check-system:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; run: sudo apt-get install python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $$($(PYTHON) --version) will not do; choose Python 3.10 to 3.13 with: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: the venv module is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
+	@command -v g++ >/dev/null || { echo "error: g++ is missing, torch.compile needs it; run: sudo apt-get install g++" >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV)

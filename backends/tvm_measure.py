@@ -1,0 +1,182 @@
+"""Worker processes that build and run the tuner's candidates; what they execute is in this file too.
+
+A candidate may crash or hang, so it never runs in the tuner's process. And a build beside a measurement
+would disturb it: a batch is first built side by side, then run one by one. Workers live until they fail,
+because each start imports TVM, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# TVM objects are `Any` below: the package carries no types and must not be imported at the top of a backend.
+
+TIMEOUT_S = 20.0
+"""Longest time that one candidate may take to build, and to run."""
+MEASURE_MS = 10
+"""A candidate is repeated until it ran this long."""
+POPULATION = int(os.environ.get("POP", "32"))
+"""Candidates that one step of the evolutionary search breeds from."""
+
+
+class TunerBroken(Exception):
+    """The tuner does not work with the installed libraries; the message says how it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A scheduled kernel to measure."""
+
+    module: Any
+    target: Any
+    arguments: list[Any]
+    """`["TENSOR", dtype, shape]` of each."""
+
+
+class Workers:
+    """A pool of worker processes, one for each core that may build."""
+
+    def __init__(self, count: int) -> None:
+        from tvm.support.popen_pool import PopenWorker
+
+        def enter(root: str) -> None:
+            # Pickled by value, as every nested function is: it makes this module importable over there.
+            sys.path.insert(0, root)
+
+        root = str(Path(__file__).resolve().parent.parent)
+        self._workers = [PopenWorker(initializer=enter, initargs=(root,)) for _ in range(count)]
+        self._threads = ThreadPoolExecutor(count)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown()
+
+    def start(self, module: Any, target: Any) -> None:
+        """Start all workers at once and have them try the tuner, which some versions of apache-tvm-ffi crash.
+
+        Raises:
+            TunerBroken: It died, or it raised.
+        """
+        answers = list(self._threads.map(lambda worker: _ask(worker, try_tuner, module, target), self._workers))
+        if any(answers):
+            raise TunerBroken(f"a worker process that made a tuning context ended with {answers[0]}")
+
+    def measure(self, candidates: list[Candidate]) -> list[list[float] | str]:
+        """Build and run candidates; return for each the measured seconds a call, or what went wrong."""
+        lanes = len(self._workers)
+
+        def build_lane(lane: int) -> list[object]:
+            slots = range(lane, len(candidates), lanes)
+            return [
+                _ask(self._workers[lane], build, slot, candidates[slot].module, candidates[slot].target)
+                for slot in slots
+            ]
+
+        built = list(self._threads.map(build_lane, range(lanes)))
+        results: list[list[float] | str] = []
+        for slot, candidate in enumerate(candidates):
+            result = built[slot % lanes][slot // lanes]
+            if result is None:
+                result = _ask(self._workers[slot % lanes], run, slot, candidate.arguments)
+            results.append([float(x) for x in result] if isinstance(result, list) else str(result))
+        return results
+
+
+def tune_context(module: Any, target: Any, threads: int) -> Any:
+    """Return MetaSchedule's search for one kernel.
+
+    Kills the process with some versions of apache-tvm-ffi: call `Workers.start()` first.
+    """
+    from tvm.s_tir import meta_schedule as ms
+
+    with _without_tensor_intrinsics():
+        return ms.TuneContext(
+            mod=module,
+            target=target,
+            space_generator=ms.space_generator.PostOrderApply(
+                sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"
+            ),
+            search_strategy=ms.search_strategy.EvolutionarySearch(
+                population_size=POPULATION,
+                init_measured_ratio=0.25,
+                init_min_unmeasured=16,
+                max_fail_count=5,
+                genetic_num_iters=int(os.environ.get("GEN", "1")),
+                genetic_mutate_prob=0.85,
+                genetic_max_fail_count=10,
+                eps_greedy=float(os.environ.get("EPS", "0.1")),
+            ),
+            num_threads=threads,
+            rand_state=1,
+        )
+
+
+@contextmanager
+def _without_tensor_intrinsics() -> Iterator[None]:
+    # TuneContext imports every tensor intrinsic of every GPU, which parses for 20 s; float32 code for a
+    # CPU uses none of them.
+    name = "tvm.s_tir.tensor_intrin"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = types.ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _ask(worker: Any, function: Callable[..., object], *arguments: object) -> object:
+    try:
+        worker.send(function, arguments, timeout=TIMEOUT_S)
+        return worker.recv()
+    except TimeoutError:
+        return f"no answer within {TIMEOUT_S:g} s"
+    except Exception as exc:
+        return f"{type(exc).__name__}: {exc}"
+
+
+# What follows runs in a worker process.
+
+_built: dict[int, Any] = {}
+
+
+def try_tuner(module: Any, target: Any) -> None:
+    """Make a tuning context and throw it away."""
+    tune_context(module, target, 1)
+
+
+def build(slot: int, module: Any, target: Any) -> None:
+    """Build a scheduled module and keep it under `slot`."""
+    from tvm.driver import build as compile_kernel
+    from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+
+    _built.pop(slot, None)
+    library = compile_kernel(RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module), target=target)
+    # Machine code is made on first look-up: do it here, not beside another's measurement.
+    library.get_function("main")
+    _built[slot] = library
+
+
+def run(slot: int, arguments: list[Any]) -> list[float]:
+    """Measure what `build()` kept; return seconds a call."""
+    import tvm
+
+    fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
+    tensors = []
+    for _, dtype, shape in arguments:
+        tensor = tvm.runtime.empty(tuple(int(extent) for extent in shape), str(dtype))
+        fill(tensor)
+        tensors.append(tensor)
+    evaluator = _built.pop(slot).time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=MEASURE_MS)
+    return [float(second) for second in evaluator(*tensors).results]

@@ -1,0 +1,141 @@
+"""A tuning database in a folder: resumable, safe against kills, used by one process at a time.
+
+Three files: MetaSchedule's workloads and records, one JSON value a line, and the ledger of what was spent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+LEDGER = "ledger.json"
+RECORDS = "database_tuning_record.json"
+WORKLOADS = "database_workload.json"
+
+
+class Ledger(msgspec.Struct, kw_only=True):
+    """What was spent on a database so far, over all compiles."""
+
+    seconds: float = 0.0
+    trials: int = 0
+    failed_trials: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much may be spent on a database in all, earlier compiles included."""
+
+    seconds: float
+    trials: int | None = None
+
+    def exhausted_by(self, ledger: Ledger) -> bool:
+        """Say whether nothing is left to spend."""
+        return ledger.seconds >= self.seconds or (self.trials is not None and ledger.trials >= self.trials)
+
+
+class Store:
+    """The database and its ledger. Use `open_store()`, which holds the lock.
+
+    A record is on disk when `add()` returns; `save_ledger()` follows every step of the tuner. A kill
+    between the two leaves records that the ledger does not count, never the other way round.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tvm.s_tir import meta_schedule as ms
+
+        self._folder = folder
+        repair(folder)
+        self.database: Any = ms.database.JSONDatabase(work_dir=str(folder))  # a TVM object; TVM has no types
+        self.ledger = _read_ledger(folder)
+
+    def __len__(self) -> int:
+        return len(self.database)
+
+    def best_s(self, module: Any) -> float | None:
+        """Return the shortest time that a record of this kernel has, or None without one."""
+        workload = self.database.commit_workload(module)
+        best = self.database.get_top_k(workload, 1)
+        return mean(best[0].run_secs) if best else None
+
+    def save_ledger(self) -> None:
+        """Write the ledger so that a kill at any time leaves the old one or the new one."""
+        _replace(self._folder / LEDGER, msgspec.json.encode(self.ledger))
+
+
+@contextmanager
+def open_store(folder: Path, waiting: Callable[[], None]) -> Iterator[Store]:
+    """Open a database for this process alone; `waiting` is called when another process holds it."""
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield Store(folder)
+    finally:
+        lock.release()
+
+
+def repair(folder: Path) -> None:
+    """Drop what a kill left half-written, so that the database opens.
+
+    Records name their workload by line number: the workload table is cut at its first damaged line, and
+    records that point beyond it go too.
+    """
+    workloads: list[bytes] = []
+    for line in _lines(folder / WORKLOADS):
+        if _parsed(line) is None:
+            break
+        workloads.append(line)
+    records = [line for line in _lines(folder / RECORDS) if _names_workload(_parsed(line), len(workloads))]
+    for name, kept in ((WORKLOADS, workloads), (RECORDS, records)):
+        path = folder / name
+        text = b"".join(line + b"\n" for line in kept)
+        if path.exists() and path.read_bytes() != text:
+            _replace(path, text)
+
+
+def mean(values: Any) -> float:
+    """Return the mean of TVM's array of floats."""
+    numbers = [float(value) for value in values]
+    return sum(numbers) / len(numbers)
+
+
+def _names_workload(record: object, workloads: int) -> bool:
+    if not isinstance(record, list) or len(record) != 2:
+        return False
+    return isinstance(record[0], int) and 0 <= record[0] < workloads
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
+def _parsed(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _read_ledger(folder: Path) -> Ledger:
+    try:
+        return msgspec.json.decode((folder / LEDGER).read_bytes(), type=Ledger)
+    except (OSError, msgspec.DecodeError):
+        return Ledger()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(path)

@@ -1,0 +1,345 @@
+"""The command line: what the user types, turned into calls. Frameworks are never imported here.
+
+Exit codes: 0 all asked for is ok; 1 a gate failed (drift); 2 wrong usage, or files that cannot be read or
+written; 3 a case that was asked for by name has no result; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from harness import __version__, registry
+from harness.errors import HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from harness.records import Run
+
+OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
+DEFAULT_OUT = "results"
+
+
+class _Commands(click.Group):
+    """Lists commands in the order in which a newcomer meets them, and suggests near misses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise registry.unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="harness")
+def cli() -> None:
+    """Compare deep-learning compiler backends on one model: latency, accuracy drift and compile time.
+
+    \b
+    Examples:
+      harness compare --model resnet50 --backends all
+      harness compare --model resnet50 --backends eager,onnxruntime --quick
+      harness show last --format markdown
+      harness doctor
+    """
+
+
+def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        names = click.Choice(registry.report_names())
+        command = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")(command)
+        return click.option("--format", "format_", type=names, default="terminal", help="Format on stdout.")(command)
+
+    return decorate
+
+
+_model = click.option("--model", default="resnet50", show_default=True, help="A reference model; see harness models.")
+_batch = click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Items in one inference."
+)
+_seed = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, inputs and round order."
+)
+_threads = click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: one a physical core]"
+)
+_opset = click.option("--opset", type=click.IntRange(13, 25), default=18, show_default=True, help="ONNX opset.")
+_out = click.option(
+    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
+)
+_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+_verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
+
+
+@cli.command()
+@_model
+@click.option(
+    "--backends",
+    multiple=True,
+    default=["all"],
+    show_default="all",
+    help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
+)
+@click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
+@_batch
+@_seed
+@_threads
+@_opset
+@click.option(
+    "--launches",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Sets of fresh processes to measure in.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=180.0,
+    show_default=True,
+    help="Seconds that measuring may take; compiling is not counted.",
+)
+@click.option("--quick", is_flag=True, help="One launch, a few seconds a case; no verdicts, marked as such.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=900.0,
+    show_default=True,
+    help="Seconds that one step of one case may take.",
+)
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="GiB that one worker may take.  [default: 85 % of this machine's]",
+)
+@click.option("--reuse-engines", is_flag=True, help="Load engines that earlier runs saved; compile times are theirs.")
+@click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
+@_out
+@_formats()
+@_verbose
+@_quiet
+def compare(**given: Any) -> int:
+    """Export a model once, compile it with every backend, measure them side by side and print one table.
+
+    \b
+    Examples:
+      harness compare --model resnet50 --backends all
+      harness compare --backends eager,torch-compile,torch-compile:mode=max-autotune,freezing=true
+      harness compare --backends onnxruntime,tvm:trials=64 --baseline onnxruntime --threads 1
+      harness compare --backends all --quick --json > table.json
+      harness compare --resume last
+
+    \b
+    --backends is a comma-separated list. A token with "=" before any ":" is an option of the backend to its
+    left, every other token starts a backend; "all" is every backend. The same backend may come several times.
+
+    \b
+    Exit codes: 0 all asked for is ok, 1 outputs drifted, 2 wrong usage, 3 a case asked for by name has no
+    result (with "all", a backend that is not installed is a row, not a failure), 130 interrupted.
+    """
+    from harness.commands import run_compare
+
+    return run_compare(given, _explicit())
+
+
+@cli.command()
+@click.argument("run", default="last")
+@_out
+@_formats()
+@_verbose
+def show(run: str, out: Path, format_: str, as_json: bool, verbose: bool) -> int:
+    """Print the table of a finished or interrupted RUN: its folder, the start of its name, or "last".
+
+    \b
+    Examples:
+      harness show
+      harness show results/2026-03-02T10-11-12-resnet50 --format markdown
+    """
+    from harness.commands import run_show
+
+    run_show(run, out, "json" if as_json else format_, verbose=verbose)
+    return OK
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def backends(name: str | None, as_json: bool) -> int:
+    """List backends: versions and devices, or why not and what to install. With NAME, its options.
+
+    \b
+    Examples:
+      harness backends
+      harness backends tvm
+    """
+    from harness.commands import run_backends
+
+    run_backends(name, as_json=as_json)
+    return OK
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def models(as_json: bool) -> int:
+    """List reference models with parameters, GFLOP and inputs.
+
+    \b
+    Example:
+      harness models
+    """
+    from harness.commands import run_models
+
+    run_models(as_json=as_json)
+    return OK
+
+
+@cli.command()
+@_model
+@_batch
+@_seed
+@_threads
+@_opset
+@click.option("--to", type=click.Path(path_type=Path), help="Also copy the artifact to this folder.")
+@click.option("--refresh", is_flag=True, help="Export again even if it is in the cache.")
+@_quiet
+def export(**given: Any) -> int:
+    """Export a model: ONNX, weights, inputs and reference outputs, checked against eager.
+
+    \b
+    Example:
+      harness export --model resnet50 --batch 4 --to resnet50-b4
+    """
+    from harness.commands import run_export
+
+    run_export(given)
+    return OK
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Say what on this machine makes numbers noisy, with figures and advice.
+
+    \b
+    Example:
+      harness doctor
+    """
+    from harness.commands import run_doctor
+
+    run_doctor(as_json=as_json)
+    return OK
+
+
+@cli.command()
+@click.argument("action", type=click.Choice(["show", "clear"]), default="show")
+@click.option("--exports", is_flag=True, help="Only exported models.")
+@click.option("--engines", is_flag=True, help="Only saved engines.")
+@click.option("--backends", "backends_", is_flag=True, help="Only what backends keep, such as tuning databases.")
+def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
+    """Show the size of the cache, or clear it. Engines of a running comparison are kept.
+
+    \b
+    Examples:
+      harness cache
+      harness cache clear --engines
+    """
+    from harness.commands import run_cache
+
+    chosen = {"exports": exports, "engines": engines, "backends": backends_}
+    run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
+    return OK
+
+
+def _explicit() -> set[str]:
+    """Return the names of the parameters that were given on the command line."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _interrupt)  # ended by a job system: keep what is finished, as with Ctrl-C
+    try:
+        code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or OK)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except HarnessError as exc:
+        _complain(exc, arguments)
+        sys.exit(exc.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our stdout left (`| head`); Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+    except Exception as exc:  # a defect of ours: one line, and the way to the rest
+        if _is_verbose(arguments):
+            raise
+        click.echo(f"error: internal: {type(exc).__name__}: {exc}", err=True)
+        click.echo("  hint: this is a defect of harness; run the command again with -v for the traceback", err=True)
+        sys.exit(NO_RESULT)
+
+
+def _complain(exc: HarnessError, arguments: list[str]) -> None:
+    import shlex
+
+    for line in exc.lines():
+        click.echo(line, err=True)
+    if not isinstance(exc, UsageError):
+        click.echo(f"  reproduce: harness {shlex.join(arguments)}", err=True)
+    if _is_verbose(arguments):
+        import traceback
+
+        click.echo(exc.worker_traceback or "".join(traceback.format_exception(exc)), err=True)
+
+
+def _is_verbose(arguments: list[str]) -> bool:
+    return "-v" in arguments or "--verbose" in arguments
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def exit_code(run: Run) -> int:
+    """Return what a comparison's outcome means for the shell.
+
+    | status                                  | asked for by name | brought in by `all` |
+    |-----------------------------------------|-------------------|---------------------|
+    | ok, compiled                            | 0                 | 0                   |
+    | unavailable, unsupported                | 3                 | 0                   |
+    | drifted                                 | 1                 | 1                   |
+    | everything else                         | 3                 | 3                   |
+    """
+    from harness.plan import parse_variants
+
+    named = {variant.id for variant in parse_variants(run.settings.asked) if variant.asked_by_name}
+    codes = {OK}
+    for case in run.cases:
+        if case.status == "drifted":
+            codes.add(GATE_FAILED)
+        elif case.status in ("unavailable", "unsupported"):
+            codes.add(NO_RESULT if case.id in named else OK)
+        elif case.status not in ("ok", "compiled"):
+            codes.add(NO_RESULT)
+    return max(codes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Compile one case cold, in a worker of its own, and keep the engine: every stage timed, every failure a row."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from harness import environment, protocol, registry
+from harness.artifact import Artifact
+from harness.engines import Engine, EngineStore, backend_cache
+from harness.errors import HarnessError, UnavailableError, UnsupportedError
+from harness.export import DEFAULT_OPSET
+from harness.launcher import Launcher, OnProgress, Worker
+from harness.paths import folder_bytes, make_folder
+from harness.plan import Variant
+from harness.protocol import CaseSpec
+from harness.records import Case, Settings
+from harness.rounds import Seat, describe
+from harness.store import now_utc
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A case after its compilation. `seat` is None where there is nothing to measure."""
+
+    case: Case
+    seat: Seat | None = None
+    resident_bytes: int = 0
+
+
+class Compiler:
+    """Turns variants into compiled cases, on one artifact."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        launcher: Launcher,
+        engines: EngineStore,
+        on_progress: OnProgress,
+    ) -> None:
+        self._artifact = artifact
+        self._settings = settings
+        self._launcher = launcher
+        self._engines = engines
+        self._on_progress = on_progress
+        self._machine = f"{environment.cpu_model()} {launcher.python}"
+
+    def compile(self, variant: Variant) -> Compiled:
+        """Compile a variant; whatever goes wrong becomes the case's status and failure."""
+        spec, seat, case = self.describe(variant)
+        attempt = _Attempt(log=self._launcher.logs / f"{variant.slug}-compile.log")
+        folder = Path(spec.engine_dir)
+        try:
+            engine = self._earlier(folder) if self._settings.reuse_engines else None
+            if engine is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                make_folder(folder, "the engine folder")
+                make_folder(Path(spec.cache_dir), "the backend's cache folder")
+                engine = self._build(seat, attempt)
+                self._engines.write(folder, engine)
+        except HarnessError as exc:
+            shutil.rmtree(folder, ignore_errors=True)
+            failure = describe(exc, attempt.stage, attempt.log)
+            peak = attempt.peak_bytes or None
+            versions = attempt.versions
+            return Compiled(
+                case=msgspec.structs.replace(
+                    case,
+                    status=exc.status,
+                    failure=failure,
+                    versions=versions,
+                    version=next(iter(versions.values()), None),
+                    stages=attempt.stages,
+                    peak_compile_bytes=peak,
+                )
+            )
+        return self.finished(case, seat, engine)
+
+    def describe(self, variant: Variant) -> tuple[CaseSpec, Seat, Case]:
+        """Return what a worker, a launch and the record need to know of a variant before it is compiled."""
+        kind = registry.backend(variant.backend)
+        options = variant.parsed()
+        threads = options.threads or self._settings.threads
+        device = _device(kind.capabilities.devices, self._settings.device)
+        spec = CaseSpec(
+            backend=variant.backend,
+            options=variant.options,
+            artifact=str(self._artifact.folder),
+            device=device,
+            precision=self._settings.precision,
+            threads=threads,
+            engine_dir="",
+            cache_dir=str(backend_cache(variant.backend)),
+        )
+        folder = self._engines.folder(spec, variant.id, self._artifact.hash, self._machine)
+        spec = msgspec.structs.replace(spec, engine_dir=str(folder))
+        seat = Seat(
+            case=variant.id,
+            spec=spec,
+            environment=kind.environment(options, folder, threads),
+            slug=variant.slug,
+        )
+        case = Case(
+            id=variant.id,
+            backend=variant.backend,
+            options=variant.options,
+            device=device,
+            precision=self._settings.precision,
+            batch=self._settings.batch,
+            threads=threads,
+            status="interrupted",
+            reproduce=reproduce(self._settings, variant),
+        )
+        return spec, seat, case
+
+    def resumed(self, variant: Variant, case: Case) -> Compiled | None:
+        """Return a case that an interrupted run has compiled, or None where its engine is gone."""
+        _, seat, fresh = self.describe(variant)
+        engine = self._engines.read(Path(seat.spec.engine_dir))
+        if engine is None:
+            return None
+        again = self.finished(fresh, seat, engine)
+        return Compiled(case=case, seat=again.seat, resident_bytes=again.resident_bytes)
+
+    def _earlier(self, folder: Path) -> Engine | None:
+        for path, engine in self._engines.earlier(folder):
+            if any(environment.library_versions([name]).get(name) != v for name, v in engine.versions.items()):
+                continue  # built by other versions
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(path, folder, symlinks=True)
+            facts = {**engine.opened.facts, "compiled": engine.created}
+            return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
+        return None
+
+    def _build(self, seat: Seat, attempt: _Attempt) -> Engine:
+        with self._launcher.start(attempt.log.stem, seat.environment, threads=seat.spec.threads) as worker:
+            try:
+                return self._steps(seat.spec, worker, attempt)
+            finally:
+                attempt.peak_bytes = worker.peak_bytes
+
+    def _steps(self, spec: CaseSpec, worker: Worker, attempt: _Attempt) -> Engine:
+        limit = self._launcher.timeout_s
+        attempt.stage = "import"
+        imported = worker.call(protocol.Import(backend=spec.backend), protocol.Imported, timeout_s=limit)
+        attempt.versions = imported.probed.versions
+        attempt.stages["import"] = imported.import_s
+        if not imported.probed.available:
+            attempt.stage = "probe"
+            raise UnavailableError(imported.probed.reason or "it gave no reason", hint=imported.probed.hint)
+        _refuse_unsupported(spec)
+        attempt.stage = "compile"
+        opened = worker.call(
+            protocol.Compile(case=spec), protocol.Opened, timeout_s=limit, on_progress=self._on_progress
+        )
+        parts = dict(opened.seconds)
+        attempt.stages |= {"compile": parts.pop("total"), **parts}
+        resident = 0
+        if opened.runnable:
+            for stage in ("first_run", "second_run"):
+                attempt.stage = stage.replace("_", " ")
+                attempt.stages[stage] = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
+            resident = worker.resident_bytes()
+        attempt.stage = "save"
+        attempt.stages["save"] = worker.call(protocol.Save(), protocol.Took, timeout_s=limit).seconds
+        worker.note_peak()
+        saves = registry.backend(spec.backend).capabilities.saves_engines
+        return Engine(
+            versions=attempt.versions,
+            version=next(iter(attempt.versions.values()), None),
+            stages=attempt.stages,
+            opened=opened,
+            engine_bytes=folder_bytes(Path(spec.engine_dir)) if saves else None,
+            peak_compile_bytes=worker.peak_bytes,
+            resident_bytes=resident,
+            created=now_utc(),
+        )
+
+    @staticmethod
+    def finished(case: Case, seat: Seat, engine: Engine) -> Compiled:
+        """Return a case with what its engine says of it."""
+        case = msgspec.structs.replace(
+            case,
+            status="interrupted" if engine.opened.runnable else "compiled",
+            version=engine.version,
+            versions=engine.versions,
+            provider=engine.opened.provider,
+            stages=engine.stages,
+            facts=engine.opened.facts,
+            notes=engine.opened.notes,
+            engine_bytes=engine.engine_bytes,
+            engine=seat.spec.engine_dir,
+            peak_compile_bytes=engine.peak_compile_bytes,
+        )
+        return Compiled(case=case, seat=seat if engine.opened.runnable else None, resident_bytes=engine.resident_bytes)
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    """How far a compilation came, for the row it gets when it fails."""
+
+    log: Path
+    stage: str = "start"
+    stages: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+
+def reproduce(settings: Settings, variant: Variant) -> str:
+    """Return the command that runs one case again."""
+    words = ["harness", "compare", "--model", settings.model, "--backends", variant.id.partition("#")[0]]
+    for flag, value, default in (
+        ("--batch", settings.batch, 1),
+        ("--seed", settings.seed, 0),
+        ("--threads", settings.threads, environment.default_threads()),
+        ("--opset", settings.opset, DEFAULT_OPSET),
+    ):
+        if value != default:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _device(supported: tuple[str, ...], wanted: str) -> str:
+    if wanted.partition(":")[0] in supported:
+        return wanted
+    return supported[0] if supported[0] == "cpu" else f"{supported[0]}:0"
+
+
+def _refuse_unsupported(spec: CaseSpec) -> None:
+    capabilities = registry.backend(spec.backend).capabilities
+    if spec.precision not in capabilities.precisions:
+        raise UnsupportedError(
+            f"{spec.backend} has no precision {spec.precision}; it has {', '.join(capabilities.precisions)}"
+        )

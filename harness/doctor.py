@@ -1,0 +1,229 @@
+"""What on this machine makes numbers noisy: findings with figures and advice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from harness import environment
+from harness.measure import now_ns
+from harness.paths import cache_root
+
+Level = Literal["good", "warn"]
+
+BUSY_LOAD_PER_CORE = 0.1
+FREE_MEMORY_BYTES = 4 << 30
+FREE_DISK_BYTES = 5 << 30
+STEAL_SHARE = 0.01
+SPIN_SECONDS = 0.5
+SPIN_SPREAD = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at: what was found, in figures, and what to do about it."""
+
+    what: str
+    level: Level
+    figure: str
+    advice: str = ""
+
+
+def examine(*, spin: bool = True) -> list[Finding]:
+    """Look at everything that disturbs measurements; `spin` adds half a second of measuring the clock itself."""
+    checks: list[Callable[[], Finding | None]] = [
+        _load, _governor, _turbo, _smt, _memory, _swap, _steal, _throttling, _container, _battery, _disk, _gpus,
+    ]  # fmt: skip
+    if spin:
+        checks.append(_spin)
+    return [finding for check in checks if (finding := check()) is not None]
+
+
+def advice(findings: list[Finding]) -> list[str]:
+    """Return the findings that call for action, a line each."""
+    return [f"{f.what}: {f.figure}. {f.advice}" for f in findings if f.level == "warn"]
+
+
+def _load() -> Finding:
+    load, cores = os.getloadavg()[0], environment.usable_cores()
+    busy = load > BUSY_LOAD_PER_CORE * cores
+    return Finding(
+        what="load",
+        level="warn" if busy else "good",
+        figure=f"{load:.2f} runnable processes on {cores} cores (1-minute average)",
+        advice="Stop other programs before measuring." if busy else "",
+    )
+
+
+def _governor() -> Finding | None:
+    governor = environment.governor()
+    if governor is None:
+        return None
+    good = governor == "performance"
+    return Finding(
+        what="CPU governor",
+        level="good" if good else "warn",
+        figure=governor,
+        advice="" if good else "sudo cpupower frequency-set -g performance",
+    )
+
+
+def _turbo() -> Finding | None:
+    for path, on in (
+        ("/sys/devices/system/cpu/intel_pstate/no_turbo", "0"),
+        ("/sys/devices/system/cpu/cpufreq/boost", "1"),
+    ):
+        text = _read(path)
+        if text is not None:
+            return Finding(
+                what="turbo",
+                level="warn" if text == on else "good",
+                figure="on: the clock depends on temperature and on how many cores work" if text == on else "off",
+                advice=f"For steady clocks: echo {1 - int(on)} | sudo tee {path}" if text == on else "",
+            )
+    return None
+
+
+def _smt() -> Finding | None:
+    text = _read("/sys/devices/system/cpu/smt/active")
+    if text is None:
+        return None
+    return Finding(
+        what="SMT",
+        level="good",
+        figure="on: two threads share a core; --threads defaults to physical cores" if text == "1" else "off",
+    )
+
+
+def _memory() -> Finding:
+    free = int(psutil.virtual_memory().available)
+    low = free < FREE_MEMORY_BYTES
+    return Finding(
+        what="memory",
+        level="warn" if low else "good",
+        figure=f"{free / 2**30:.1f} GiB available of {environment.memory_bytes() / 2**30:.1f} GiB",
+        advice="Engines are held in memory side by side; free some, or they are measured in groups." if low else "",
+    )
+
+
+def _swap() -> Finding:
+    used = int(psutil.swap_memory().used)
+    return Finding(
+        what="swap",
+        level="warn" if used > 1 << 30 else "good",
+        figure=f"{used / 2**30:.1f} GiB in use",
+        advice="Pages that come back from disk show as spikes." if used > 1 << 30 else "",
+    )
+
+
+def _steal() -> Finding | None:
+    times = psutil.cpu_times()
+    steal = getattr(times, "steal", None)
+    if steal is None:
+        return None
+    share = steal / max(1.0, sum(times))
+    return Finding(
+        what="steal",
+        level="warn" if share > STEAL_SHARE else "good",
+        figure=f"{share:.1%} of CPU time since boot went to other virtual machines",
+        advice="Expect wide intervals; use a dedicated host for fine differences." if share > STEAL_SHARE else "",
+    )
+
+
+def _throttling() -> Finding | None:
+    counts = [
+        int(text)
+        for path in Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
+        if (text := _read(str(path))) is not None
+    ]
+    if not counts:
+        return None
+    return Finding(
+        what="thermal throttling",
+        level="warn" if sum(counts) else "good",
+        figure=f"{sum(counts)} events since boot",
+        advice="Check the cooling." if sum(counts) else "",
+    )
+
+
+def _container() -> Finding:
+    kind = environment.container()
+    return Finding(
+        what="virtualisation",
+        level="warn" if kind else "good",
+        figure=kind or "none seen",
+        advice="Neighbours on the host are invisible from here; trust intervals, not single numbers." if kind else "",
+    )
+
+
+def _battery() -> Finding | None:
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if battery is None:
+        return None
+    return Finding(
+        what="power",
+        level="good" if battery.power_plugged else "warn",
+        figure="plugged in" if battery.power_plugged else f"on battery, {battery.percent:.0f} %",
+        advice="" if battery.power_plugged else "Plug in: laptops lower their clocks on battery.",
+    )
+
+
+def _disk() -> Finding:
+    folder = cache_root()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    low = free < FREE_DISK_BYTES
+    return Finding(
+        what="disk",
+        level="warn" if low else "good",
+        figure=f"{free / 2**30:.1f} GiB free for the cache in {cache_root()}",
+        advice="harness cache clear, or set HARNESS_CACHE to a larger disk." if low else "",
+    )
+
+
+def _gpus() -> Finding:
+    found = environment.gpus()
+    if not found:
+        return Finding(what="GPU", level="good", figure="no NVIDIA driver answers; everything runs on the CPU")
+    lazy = [gpu["name"] for gpu in found if gpu.get("persistence_mode") == "Disabled"]
+    return Finding(
+        what="GPU",
+        level="warn" if lazy else "good",
+        figure="; ".join(f"{gpu['name']}, driver {gpu['driver_version']}" for gpu in found),
+        advice="sudo nvidia-smi -pm 1 keeps the driver loaded between processes." if lazy else "",
+    )
+
+
+def _spin() -> Finding:
+    # The same arithmetic again and again: its spread is what this machine adds to any measurement.
+    durations = []
+    start = now_ns()
+    while now_ns() - start < SPIN_SECONDS * 1e9:
+        begin = now_ns()
+        sum(range(20_000))
+        durations.append(now_ns() - begin)
+    quarter = statistics.quantiles(durations, n=4)
+    spread = (quarter[2] - quarter[0]) / quarter[1]
+    worst = max(durations) / quarter[1]
+    noisy = spread > SPIN_SPREAD
+    return Finding(
+        what="jitter",
+        level="warn" if noisy else "good",
+        figure=f"a fixed loop varies by {spread:.1%} (interquartile), its slowest run took {worst:.1f}x the median",
+        advice="Differences below this need many launches; raise --launches and --budget." if noisy else "",
+    )
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,108 @@
+"""Saved engines in the cache: one folder a run and case, found again by what they were built from.
+
+<cache>/engines/<key>/<run id>/       engine files, and engine.json, written last
+<cache>/engines/<run id>.lock         held while the run lives: its engines are not pruned
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from harness.errors import StoreError
+from harness.paths import cache_root, make_folder, write_atomically
+from harness.protocol import CaseSpec, Opened
+from harness.records import Record
+
+MANIFEST = "engine.json"
+
+
+class Engine(Record, frozen=True, kw_only=True):
+    """What is known of a saved engine: all that a case record takes from compiling it."""
+
+    versions: dict[str, str]
+    version: str | None
+    stages: dict[str, float]
+    opened: Opened
+    engine_bytes: int | None
+    peak_compile_bytes: int
+    resident_bytes: int
+    """Memory of the worker that compiled it, after the second run: what measuring it will take at most."""
+    created: str
+
+
+def engines_root() -> Path:
+    """Return the folder that holds all engines."""
+    return cache_root() / "engines"
+
+
+def backend_cache(backend: str) -> Path:
+    """Return the folder in which a backend keeps what makes a later compile warm."""
+    return cache_root() / "backends" / backend
+
+
+class EngineStore:
+    """The engines of one run. A context manager: while it is open, nobody prunes them."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._root = engines_root()
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> EngineStore:
+        make_folder(self._root, "the cache folder")
+        self._lock = FileLock(self._root / f"{self._run_id}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise StoreError(f"run {self._run_id} is being measured by another process") from exc
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def folder(self, spec: CaseSpec, case_id: str, artifact_hash: str, machine: str) -> Path:
+        """Return where a case's engine belongs. `machine` is what engines are specific to, such as the CPU."""
+        parts = [artifact_hash, spec.backend, sorted(spec.options.items()), spec.device, spec.precision, spec.threads]
+        key = hashlib.sha256(msgspec.json.encode([parts, machine, case_id])).hexdigest()[:20]
+        return self._root / key / self._run_id
+
+    def read(self, folder: Path) -> Engine | None:
+        """Return what is known of an engine, or None where it is not complete."""
+        try:
+            return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Engine)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def earlier(self, folder: Path) -> Iterator[tuple[Path, Engine]]:
+        """Yield complete engines of the same key from other runs, newest first."""
+        found = [(path, engine) for path in folder.parent.glob("*") if (engine := self.read(path)) is not None]
+        yield from sorted(found, key=lambda pair: pair[1].created, reverse=True)
+
+    def write(self, folder: Path, engine: Engine) -> None:
+        """Mark an engine as complete."""
+        write_atomically(folder / MANIFEST, msgspec.json.encode(engine))
+
+    def prune(self, folder: Path) -> None:
+        """Delete engines of the same key from runs that are over: the newest is enough."""
+        for path in folder.parent.glob("*"):
+            if path != folder:
+                delete_unless_in_use(path)
+
+
+def delete_unless_in_use(folder: Path) -> bool:
+    """Delete an engine's folder unless a living run holds it; return whether it is gone."""
+    lock = FileLock(engines_root() / f"{folder.name}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        return False
+    Path(lock.lock_file).unlink(missing_ok=True)
+    return True

@@ -1,0 +1,156 @@
+"""The machine and its software, as far as they change numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import distributions
+from pathlib import Path
+
+import psutil
+
+from harness.records import Environment
+
+LIBRARIES = (
+    "torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "apache-tvm", "apache-tvm-ffi",
+    "tensorrt", "tensorrt-rtx", "numpy", "scipy",
+)  # fmt: skip
+CPU_FOLDER = Path("/sys/devices/system/cpu")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+NVIDIA_FIELDS = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit", "persistence_mode")
+
+
+def describe(advice: list[str]) -> Environment:
+    """Return the fingerprint of this machine; `advice` is what `harness.doctor` found."""
+    return Environment(
+        cpu=cpu_model(),
+        cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        logical_cores=usable_cores(),
+        memory_bytes=memory_bytes(),
+        kernel=f"{platform.system()} {platform.release()}",
+        os=_os_name(),
+        python=platform.python_version(),
+        governor=governor(),
+        load_average=os.getloadavg()[0],
+        gpus=gpus(),
+        libraries=library_versions(LIBRARIES),
+        git_commit=_git_commit(),
+        hostname=socket.gethostname(),
+        container=container(),
+        advice=advice,
+    )
+
+
+def cpu_model() -> str:
+    """Return the processor's marketing name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many logical cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Return one thread a physical core, no more than this process may use."""
+    return max(1, min(psutil.cpu_count(logical=False) or 1, usable_cores()))
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or its container's limit."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return total  # no container, or `max`
+
+
+def governor() -> str | None:
+    """Return the frequency governors in use, or None where the kernel does not show them."""
+    found = set()
+    for path in CPU_FOLDER.glob("cpu*/cpufreq/scaling_governor"):
+        try:
+            found.add(path.read_text().strip())
+        except OSError:
+            continue
+    return ", ".join(sorted(found)) or None
+
+
+def container() -> str | None:
+    """Return what kind of container or virtual machine this is, as far as it can be told."""
+    if Path("/.dockerenv").exists():
+        return "docker"
+    try:
+        text = Path("/proc/1/cgroup").read_text()
+        cpu = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    for word in ("kubepods", "docker", "lxc", "podman"):
+        if word in text:
+            return word
+    return "virtual machine" if " hypervisor" in cpu else None
+
+
+def gpus() -> list[dict[str, str]]:
+    """Return name, driver, memory, clocks and power limit of every NVIDIA GPU that the driver reports."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [
+        dict(zip(NVIDIA_FIELDS, (cell.strip() for cell in line.split(",")), strict=False))
+        for line in done.stdout.splitlines()
+        if line.strip()
+    ]
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the installed version of each distribution that is installed."""
+    wanted = set(names)
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if name in wanted and name not in found:
+            found[name] = distribution.version
+    return dict(sorted(found.items()))
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.platform()
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None  # installed, not a checkout
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,348 @@
+"""Start workers, talk to them, watch them from outside, and end them with everything that they started."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+import psutil
+
+from harness import protocol
+from harness.errors import BY_STATUS, HarnessError, OutOfMemory, RunError, StepTimeout, WorkerCrashed
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+OnProgress = Callable[[protocol.Progress], None]
+
+BOOT = Path(__file__).resolve().parent.parent / "_harness_boot.py"
+MARK = "HARNESS_WORKER"
+"""Environment variable that every process below a worker inherits: what escapes the tree is found by it."""
+WATCH_EVERY_S = 0.2
+CLOSE_WITHIN_S = 10.0
+LOG_TAIL_BYTES = 4000
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Worker:
+    """The parent's handle of one worker process. A context manager; leaving it ends the whole process tree."""
+
+    def __init__(
+        self, *, python: str, log: Path, environment: Mapping[str, str], threads: int, memory_limit_bytes: int
+    ) -> None:
+        self.log = log
+        self.peak_bytes = 0
+        self._limit = memory_limit_bytes
+        self._mark = uuid.uuid4().hex
+        self._scratch = Path(tempfile.mkdtemp(prefix="harness-worker-"))
+        self._buffer = b""
+        self._decode = msgspec.json.Decoder(protocol.AnyMessage).decode
+        requests_read, self._requests = os.pipe()
+        self._replies, replies_write = os.pipe()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with log.open("ab") as sink:
+                self._process = subprocess.Popen(
+                    [python, str(BOOT), str(requests_read), str(replies_write)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=sink,
+                    cwd=self._scratch,
+                    env=self._environment(environment, threads),
+                    pass_fds=(requests_read, replies_write),
+                    start_new_session=True,  # Ctrl-C reaches the parent only, and one signal reaches the whole group
+                )
+        except OSError as exc:
+            os.close(self._requests)
+            os.close(self._replies)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise WorkerCrashed(f"cannot start {python}: {exc.strerror}") from exc
+        finally:
+            os.close(requests_read)
+            os.close(replies_write)
+        self._watched = psutil.Process(self._process.pid)
+        self._closed = False
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(kindly=kind is None)
+
+    def _environment(self, extra: Mapping[str, str], threads: int) -> dict[str, str]:
+        return {
+            **os.environ,
+            **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(self._scratch),  # what a compiler leaves behind goes away with the worker
+            MARK: self._mark,
+            **extra,
+        }
+
+    def call(
+        self,
+        request: protocol.AnyRequest,
+        answer: type[Answer],
+        *,
+        timeout_s: float,
+        on_progress: OnProgress | None = None,
+        watch: bool = True,
+    ) -> Answer:
+        """Send a request and wait for its answer.
+
+        With `watch` the memory of the process tree is sampled meanwhile; without, the parent sleeps until the
+        answer comes, so that it takes no CPU time from what is being measured.
+
+        Raises:
+            StepTimeout: No answer within `timeout_s`. The worker has been ended, as in the next two.
+            OutOfMemory: The process tree grew past its limit.
+            WorkerCrashed: The worker died or sent something that is not the protocol.
+            HarnessError: The worker reported a failure; its kind follows the status. The worker lives on.
+        """
+        try:
+            os.write(self._requests, msgspec.json.encode(request) + b"\n")
+        except OSError as exc:
+            raise self._crashed() from exc
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._replies, selectors.EVENT_READ)
+            watched = self._watch_exit(selector)
+            try:
+                while True:
+                    message = self._receive(selector, deadline, timeout_s, watch)
+                    if isinstance(message, protocol.Progress):
+                        if on_progress is not None:
+                            on_progress(message)
+                        continue
+                    if isinstance(message, protocol.Failed):
+                        raise self._reported(message)
+                    return msgspec.json.decode(message.value, type=answer)
+            except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+                self.close(kindly=False)
+                raise WorkerCrashed(f"the worker sent something that is not the protocol: {exc}") from exc
+            finally:
+                if watched is not None:
+                    os.close(watched)
+
+    def _watch_exit(self, selector: selectors.BaseSelector) -> int | None:
+        # A forked grandchild may hold the reply pipe open: the end of the process itself must wake us too.
+        if not hasattr(os, "pidfd_open"):
+            return None
+        descriptor = os.pidfd_open(self._process.pid)
+        selector.register(descriptor, selectors.EVENT_READ)
+        return descriptor
+
+    def _receive(
+        self, selector: selectors.BaseSelector, deadline: float, timeout_s: float, watch: bool
+    ) -> protocol.AnyMessage:
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.close(kindly=False)
+                raise StepTimeout(f"no answer within {timeout_s:g} s", hint="allow more with --timeout SECONDS")
+            ready = {key.fd for key, _ in selector.select(min(left, WATCH_EVERY_S if watch else 1.0))}
+            if watch:
+                self._watch_memory()
+            if self._replies in ready:
+                chunk = os.read(self._replies, 1 << 20)
+                if not chunk:
+                    raise self._crashed()
+                self._buffer += chunk
+            elif ready or self._process.poll() is not None:
+                raise self._crashed()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return self._decode(line)
+
+    def _watch_memory(self) -> None:
+        used = self.resident_bytes()
+        self.peak_bytes = max(self.peak_bytes, used)
+        if used > self._limit:
+            self.close(kindly=False)
+            raise OutOfMemory(
+                f"the worker and its children took {used / 2**30:.1f} GiB, the limit is {self._limit / 2**30:.1f} GiB",
+                hint="raise it with --memory-limit GB",
+            )
+
+    def resident_bytes(self) -> int:
+        """Return the resident memory of the worker and all processes below it."""
+        total = 0
+        try:
+            for process in [self._watched, *self._watched.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue  # it ended while we looked
+        except psutil.Error:
+            return 0
+        return total
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the worker itself has used so far."""
+        try:
+            times = self._watched.cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
+
+    def note_peak(self) -> None:
+        """Take the peak that the kernel kept for the worker itself, which sampling may have missed."""
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                self.peak_bytes = max(self.peak_bytes, int(line.split()[1]) * 1024)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the worker has been ended."""
+        return self._closed
+
+    def stop(self) -> None:
+        """Stop the worker where it stands: an idle thread pool that spins would disturb who is being sampled."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a stopped worker go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass  # it died; the next call says so
+
+    def close(self, *, kindly: bool = True) -> None:
+        """End the worker and every process that it started.
+
+        `kindly` lets the session free its memory first. Calling it again changes nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        os.close(self._requests)  # the worker reads the end of its requests and leaves
+        if kindly:
+            self.resume()
+            try:
+                self._process.wait(CLOSE_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                pass
+        self._kill_tree()
+        os.close(self._replies)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _kill_tree(self) -> None:
+        try:
+            below = self._watched.children(recursive=True)
+        except psutil.Error:
+            below = []
+        self._signal(signal.SIGKILL)
+        for process in [*below, *self._strays()]:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue  # it is gone already
+        self._process.wait()
+
+    def _strays(self) -> list[psutil.Process]:
+        strays = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(MARK) == self._mark:
+                    strays.append(process)
+            except (psutil.Error, OSError):
+                continue  # not ours to read, or gone
+        return strays
+
+    def _crashed(self) -> HarnessError:
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            code = None
+        near_limit = self.peak_bytes > 0.5 * self._limit
+        self.close(kindly=False)
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            if -code == signal.SIGKILL and near_limit:
+                return OutOfMemory(
+                    f"the worker was killed at {self.peak_bytes / 2**30:.1f} GiB, most likely for want of memory"
+                )
+            return WorkerCrashed(f"the worker died of {name}")
+        if code is None:
+            return WorkerCrashed("the worker closed its reply channel")
+        return WorkerCrashed(f"the worker ended by itself with exit code {code}")
+
+    @staticmethod
+    def _reported(message: protocol.Failed) -> HarnessError:
+        error = BY_STATUS.get(message.status, RunError)(message.message, hint=message.hint)
+        error.worker_traceback = message.traceback
+        return error
+
+    def log_tail(self) -> str:
+        """Return the last lines that the worker's libraries printed."""
+        return log_tail(self.log)
+
+
+def log_tail(path: Path) -> str:
+    """Return the last lines of a log file, at most 4 kB."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LOG_TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+class Launcher:
+    """Starts workers with one interpreter, one thread count and one memory limit.
+
+    A context manager: whatever ends the block, no worker that it started outlives it.
+    """
+
+    def __init__(
+        self, *, logs: Path, threads: int, memory_limit_bytes: int, timeout_s: float, python: str | None = None
+    ) -> None:
+        self.logs = logs
+        self.threads = threads
+        self.memory_limit_bytes = memory_limit_bytes
+        self.timeout_s = timeout_s
+        self.python = python or sys.executable
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close(kindly=False)
+
+    def start(self, name: str, environment: Mapping[str, str] | None = None, *, threads: int | None = None) -> Worker:
+        """Start a worker whose libraries' output goes to `<logs>/<name>.log`.
+
+        Raises:
+            WorkerCrashed: The interpreter cannot be started.
+        """
+        worker = Worker(
+            python=self.python,
+            log=self.logs / f"{name}.log",
+            environment=environment or {},
+            threads=threads or self.threads,
+            memory_limit_bytes=self.memory_limit_bytes,
+        )
+        self._workers = [known for known in self._workers if not known.closed]
+        self._workers.append(worker)
+        return worker

@@ -1,0 +1,65 @@
+"""Where things live: the cache folder, and writing files so that no reader ever sees half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from harness.errors import StoreError
+
+CACHE_VARIABLE = "HARNESS_CACHE"
+
+
+def cache_root() -> Path:
+    """Return the cache folder: `HARNESS_CACHE`, or the platform's place for caches."""
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("harness")
+
+
+def make_folder(path: Path, what: str) -> Path:
+    """Create a folder and make sure that files can be written in it.
+
+    Raises:
+        StoreError: It cannot be created or written; the message says which folder and why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as exc:
+        raise StoreError(f"{what} {path} cannot be written: {exc.strerror}", hint=_hint(exc)) from exc
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by new content in one step: readers see the old or the new file, never a part.
+
+    Raises:
+        StoreError: The disk is full or the folder cannot be written; the old file is untouched.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {exc.strerror}", hint=_hint(exc)) from exc
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the size of all files below a folder; 0 where there is none."""
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _hint(exc: OSError) -> str:
+    if exc.errno == errno.ENOSPC:
+        return "free some disk space (harness cache clear), or choose another folder with --out and HARNESS_CACHE"
+    return "choose another folder with --out, or set HARNESS_CACHE"

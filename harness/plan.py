@@ -1,0 +1,138 @@
+"""What the user asked for, as cases. The grammar of `--backends` is defined here.
+
+    items   = item ("," item)*
+    item    = "all" | name [":" option ("," option)*]
+    option  = key "=" value
+
+A comma separates both items and options without ambiguity: a token in which `=` comes before any `:` is an
+option of the item to its left; every other token starts an item. Values hold no comma. `all` stands for every
+registered backend with default options. The same item may be given twice; it is then measured twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import msgspec
+
+from harness import registry
+from harness.api import BackendOptions, Scalar
+from harness.errors import UsageError
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One backend with its options, under the id that the table shows."""
+
+    id: str
+    backend: str
+    options: dict[str, Scalar]
+    """Only what the user set, converted to the options' types."""
+    asked_by_name: bool
+    """False where `all` brought it in: then it may be unavailable without failing the command."""
+
+    def parsed(self) -> BackendOptions:
+        """Return the options with defaults filled in."""
+        return msgspec.convert(self.options, type=registry.backend(self.backend).Options)
+
+    @property
+    def slug(self) -> str:
+        """A name for folders and log files."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.id)
+
+
+def parse_variants(texts: list[str]) -> list[Variant]:
+    """Parse the values of `--backends`.
+
+    Raises:
+        UsageError: Unknown backend or option, a value of the wrong type, conflicting options, or nothing asked for.
+    """
+    items: list[tuple[str, list[str], bool]] = []
+    for token in (part.strip() for text in texts for part in text.split(",")):
+        if not token:
+            continue
+        head, colon, rest = token.partition(":")
+        if "=" in head:
+            if not items or not items[-1][2]:
+                raise UsageError(
+                    f"option '{token}' belongs to no backend", hint="write it after one: --backends tvm:trials=64"
+                )
+            items[-1][1].append(token)
+        elif head == ALL and not colon:
+            items += [(name, [], False) for name in registry.backend_names()]
+        else:
+            items.append((head, [rest] if colon else [], True))
+    if not items:
+        raise UsageError(
+            "no backend was asked for", hint="--backends all, or one of: " + ", ".join(registry.backend_names())
+        )
+    return _number([_variant(*item) for item in items])
+
+
+def _variant(name: str, options: list[str], asked_by_name: bool) -> Variant:
+    kind = registry.backend(name)
+    raw: dict[str, str] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        key, value = key.strip(), value.strip()
+        if not equals or not key or not value:
+            raise UsageError(f"'{name}:{option}' is not an option; write {name}:key=value")
+        if key not in kind.Options.__struct_fields__:
+            raise registry.unknown(f"option of {name}", key, kind.Options.__struct_fields__)
+        if key in raw:
+            raise UsageError(f"option '{key}' of {name} is given twice")
+        raw[key] = value
+    try:
+        parsed = msgspec.convert(raw, type=kind.Options, strict=False)
+    except msgspec.ValidationError as exc:
+        raise UsageError(f"options of {name}: {_plain(exc, raw)}", hint=f"harness backends {name}") from exc
+    kind.check(parsed)
+    values: dict[str, Scalar] = {key: getattr(parsed, key) for key in raw}
+    text = ",".join(f"{key}={_text(value)}" for key, value in values.items())
+    return Variant(id=f"{name}:{text}" if text else name, backend=name, options=values, asked_by_name=asked_by_name)
+
+
+def _number(variants: list[Variant]) -> list[Variant]:
+    seen: Counter[str] = Counter()
+    out = []
+    for variant in variants:
+        seen[variant.id] += 1
+        count = seen[variant.id]
+        out.append(variant if count == 1 else _renamed(variant, f"{variant.id}#{count}"))
+    return out
+
+
+def _renamed(variant: Variant, id_: str) -> Variant:
+    return Variant(id=id_, backend=variant.backend, options=variant.options, asked_by_name=variant.asked_by_name)
+
+
+def _plain(exc: msgspec.ValidationError, raw: dict[str, str]) -> str:
+    # msgspec says "Expected `int`, got `str` - at `$.trials`"; the user wants the name and the value first.
+    text, _, where = str(exc).partition(" - at `$.")
+    key = where.rstrip("`")
+    return f"{key}={raw[key]}: {text}" if key in raw else text
+
+
+def _text(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def find_baseline(variants: list[Variant], wanted: str | None) -> str:
+    """Return the id of the case that all others are compared with.
+
+    The one asked for, by its id or its backend's name; else the registry's default baseline; else the first.
+
+    Raises:
+        UsageError: The baseline that was asked for is not among the cases.
+    """
+    ids = [variant.id for variant in variants]
+    if wanted is None:
+        return next((v.id for v in variants if v.backend == registry.BASELINE and not v.options), ids[0])
+    match = next((v.id for v in variants if wanted in (v.id, v.backend)), None)
+    if match is None:
+        raise UsageError(f"baseline '{wanted}' is not among the cases", hint="it must be one of: " + ", ".join(ids))
+    return match

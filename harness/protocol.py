@@ -1,0 +1,199 @@
+"""What crosses the border between the parent and a worker: JSON lines, one message each way at a time.
+
+The parent sends a request and reads messages until a `Done` or a `Failed`; any number of `Progress` may come
+before it. Tensors do not travel: they lie in files.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Scalar = str | int | float | bool | None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag=lambda name: name.lower()):
+    """Base of all requests; the field `do` names the class."""
+
+
+class CaseSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A case as a worker needs it."""
+
+    backend: str
+    options: dict[str, Scalar]
+    artifact: str
+    """Folder."""
+    device: str
+    precision: str
+    threads: int
+    engine_dir: str
+    cache_dir: str
+
+
+class Probe(Request, frozen=True, kw_only=True):
+    """Ask a backend whether it works here."""
+
+    backend: str
+
+
+class Export(Request, frozen=True, kw_only=True):
+    """Build a model and write everything of an artifact but the manifest into `folder`."""
+
+    model: str
+    batch: int
+    seed: int
+    opset: int
+    input_sets: int
+    threads: int
+    folder: str
+
+
+class Check(Request, frozen=True, kw_only=True):
+    """Run an exported ONNX file without graph optimisation and compare with the reference beside it."""
+
+    folder: str
+    input_sets: int
+
+
+class Import(Request, frozen=True, kw_only=True):
+    """Import the backend's modules, timed, then probe it."""
+
+    backend: str
+
+
+class Compile(Request, frozen=True, kw_only=True):
+    """Compile cold."""
+
+    case: CaseSpec
+
+
+class Load(Request, frozen=True, kw_only=True):
+    """Load the saved engine."""
+
+    case: CaseSpec
+
+
+class RunOnce(Request, frozen=True, kw_only=True):
+    """Bind input set 0 where nothing is bound yet, and time one iteration."""
+
+
+class Outputs(Request, frozen=True, kw_only=True):
+    """Run input set `index` and write its outputs to `path`."""
+
+    index: int
+    path: str
+
+
+class Save(Request, frozen=True, kw_only=True):
+    """Save the engine, timed."""
+
+
+class WarmUp(Request, frozen=True, kw_only=True):
+    """Run until the latency is settled."""
+
+
+class Sample(Request, frozen=True, kw_only=True):
+    """Take a slice of samples."""
+
+    boundary: Literal["compute", "host-to-host"]
+    min_iterations: int
+    min_seconds: float
+
+
+AnyRequest = Probe | Export | Check | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
+
+
+class Probed(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Probe`, and part of the answer to `Import`."""
+
+    available: bool
+    versions: dict[str, str] = {}
+    devices: list[str] = []
+    reason: str | None = None
+    hint: str | None = None
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Export`: what the manifest needs to know. Specs are (name, dtype, shape)."""
+
+    inputs: list[tuple[str, str, list[int]]]
+    outputs: list[tuple[str, str, list[int]]]
+    parameters: int
+    task: str
+    deterministic: bool
+    golden: bool
+    export_s: float
+    versions: dict[str, str]
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Check`; `max_abs` is None where nothing here can run ONNX files."""
+
+    max_abs: float | None
+    relative_l2: float | None
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Import`."""
+
+    import_s: float
+    probed: Probed
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Compile` and `Load`. `seconds` holds the whole call under `total` and each marked stage."""
+
+    seconds: dict[str, float]
+    provider: str
+    runnable: bool
+    facts: dict[str, Scalar]
+    notes: list[str]
+
+
+class Took(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `RunOnce` and `Save`."""
+
+    seconds: float
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Outputs`."""
+
+    sha256: str
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `WarmUp` and `Sample`."""
+
+    durations_ns: list[int]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag=lambda name: name.lower()):
+    """Base of what a worker sends."""
+
+
+class Progress(Message, frozen=True, kw_only=True):
+    """A sign of life from a long step."""
+
+    text: str
+    done: int | None = None
+    total: int | None = None
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """The step succeeded; `value` is the answer that belongs to the request."""
+
+    value: msgspec.Raw
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """The step failed; the worker lives on."""
+
+    status: str
+    message: str
+    hint: str | None = None
+    traceback: str = ""
+
+
+AnyMessage = Progress | Done | Failed

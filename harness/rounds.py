@@ -1,0 +1,315 @@
+"""Launches and interleaved rounds: who is sampled when.
+
+A launch is a set of fresh workers, one a case and two for the baseline, that hold their engines side by side.
+In every round the parent visits them in a new random order and asks each for a slice of samples, so that slow
+changes of the machine hit all alike. Whoever is not being sampled is stopped.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from harness import protocol
+from harness.errors import HarnessError
+from harness.launcher import Launcher, Worker, log_tail
+from harness.measure import SLOW_ITERATION_SECONDS, now_ns
+from harness.records import CONTROL, Failure, Launch, Sitting, Window
+
+Say = Callable[[str], None]
+
+HOST_TO_HOST_EVERY = 5
+"""The second boundary is sampled in every fifth round: it is reported, but no verdict hangs on it."""
+BUSY_SHARE = 0.25
+"""A window in which other processes took more than this share of the machine is marked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A case as it sits in a launch: what its worker loads, and in which environment."""
+
+    case: str
+    """The case's id; that of the baseline's second worker ends in `records.CONTROL`."""
+    spec: protocol.CaseSpec
+    environment: dict[str, str]
+    slug: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How much is sampled in a launch."""
+
+    rounds: int
+    slice_s: float
+    input_sets: int
+
+    def visits(self, slow: bool) -> set[int]:
+        """Return the rounds in which a case is visited: all, or two for one whose iteration takes over a second."""
+        return {0, self.rounds // 2} if slow else set(range(self.rounds))
+
+
+@dataclass(kw_only=True)
+class _Seated:
+    """A seat with its running worker and what it has delivered so far."""
+
+    seat: Seat
+    worker: Worker
+    import_s: float = 0.0
+    load_s: float = 0.0
+    first_run_s: float = 0.0
+    warm_up_ns: list[int] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+    outputs: dict[int, Path] = field(default_factory=dict)
+    failure: Failure | None = None
+    stage: str = "warm load"
+
+    @property
+    def slow(self) -> bool:
+        return bool(self.warm_up_ns) and self.warm_up_ns[-1] > SLOW_ITERATION_SECONDS * 1e9
+
+    def sitting(self) -> Sitting:
+        return Sitting(
+            case=self.seat.case,
+            import_s=self.import_s,
+            load_s=self.load_s,
+            first_run_s=self.first_run_s,
+            warm_up_ns=self.warm_up_ns,
+            windows=self.windows,
+            peak_bytes=self.worker.peak_bytes,
+            failure=self.failure,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conducted:
+    """A finished launch, and where each case's outputs lie: case id -> input set -> file."""
+
+    launch: Launch
+    outputs: dict[str, dict[int, Path]]
+    errors: dict[str, HarnessError]
+    interrupted: bool = False
+    """Ctrl-C ended it: the launch holds what was sampled before."""
+
+
+def conduct(
+    seats: Sequence[Seat],
+    schedule: Schedule,
+    launcher: Launcher,
+    *,
+    index: int,
+    group: int,
+    outputs: Path,
+    seed: int,
+    say: Say,
+) -> Conducted:
+    """Run one launch. A case that fails leaves it; the others go on.
+
+    `outputs` is a folder that takes the output tensors. Every worker has ended when this returns or raises.
+    """
+    seated: list[_Seated] = []
+    errors: dict[str, HarnessError] = {}
+
+    def run() -> None:
+        for place, seat in enumerate(seats):
+            say(f"launch {index + 1}: loading {seat.case} ({place + 1}/{len(seats)})")
+            _sit_down(seat, launcher, index, seated, errors)
+        _play(seated, schedule, launcher, random.Random(f"{seed}-{index}-{group}"), errors, index, say)
+        for one in seated:
+            if one.failure is None and not one.seat.case.endswith(CONTROL):
+                say(f"launch {index + 1}: outputs of {one.seat.case}")
+                _collect(one, schedule, launcher, outputs, errors)
+
+    start = now_ns()
+    interrupted = False
+    try:
+        run()
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        for one in seated:
+            one.worker.close(kindly=not interrupted)
+    launch = Launch(
+        index=index,
+        group=group,
+        wall_s=(now_ns() - start) / 1e9,
+        sittings=[one.sitting() for one in seated],
+        complete=not interrupted,
+    )
+    outputs_of = {one.seat.case: one.outputs for one in seated}
+    return Conducted(launch=launch, outputs=outputs_of, errors=errors, interrupted=interrupted)
+
+
+def plan_groups(baseline: str, needs: dict[str, int], capacity: int) -> list[list[str]]:
+    """Split cases into groups whose engines fit in memory together, the baseline in every group.
+
+    `needs` holds each case's resident bytes; the baseline counts twice, for its control. A case that does not
+    fit beside the baseline at all gets a group of its own: measuring it is worth the risk, and a failure is a row.
+    """
+    room = capacity - 2 * needs.get(baseline, 0)
+    groups: list[list[str]] = []
+    free = 0
+    for case, need in needs.items():
+        if case == baseline:
+            continue
+        if not groups or need > free:
+            groups.append([])
+            free = room
+        groups[-1].append(case)
+        free -= need
+    return groups or [[]]
+
+
+def _sit_down(
+    seat: Seat, launcher: Launcher, index: int, seated: list[_Seated], errors: dict[str, HarnessError]
+) -> None:
+    suffix = "-control" if seat.case.endswith(CONTROL) else ""
+    try:
+        worker = launcher.start(f"{seat.slug}{suffix}-launch{index}", seat.environment, threads=seat.spec.threads)
+    except HarnessError as exc:  # the interpreter itself is gone: no case can sit down
+        errors[seat.case] = exc
+        raise
+    one = _Seated(seat=seat, worker=worker)
+    seated.append(one)
+    limit = launcher.timeout_s
+    with _leaving_on_error(one, errors):
+        imported = worker.call(protocol.Import(backend=seat.spec.backend), protocol.Imported, timeout_s=limit)
+        one.import_s = imported.import_s
+        opened = worker.call(protocol.Load(case=seat.spec), protocol.Opened, timeout_s=limit)
+        one.load_s = opened.seconds["total"]
+        one.stage = "measure"
+        one.first_run_s = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
+        one.warm_up_ns = worker.call(protocol.WarmUp(), protocol.Samples, timeout_s=limit).durations_ns
+        worker.note_peak()
+        worker.stop()
+
+
+def _play(
+    seated: list[_Seated],
+    schedule: Schedule,
+    launcher: Launcher,
+    order: random.Random,
+    errors: dict[str, HarnessError],
+    index: int,
+    say: Say,
+) -> None:
+    start = now_ns()
+    for round_ in range(schedule.rounds):
+        say(f"launch {index + 1}: round {round_ + 1}/{schedule.rounds}")
+        visited = [one for one in seated if one.failure is None and round_ in schedule.visits(one.slow)]
+        order.shuffle(visited)
+        for position, one in enumerate(visited):
+            with _leaving_on_error(one, errors):
+                one.worker.resume()
+                _visit(one, schedule, launcher, "compute", round_, position, start)
+                if round_ % HOST_TO_HOST_EVERY == 0:
+                    _visit(one, schedule, launcher, "host-to-host", round_, position, start)
+                one.worker.stop()
+
+
+def _visit(
+    one: _Seated,
+    schedule: Schedule,
+    launcher: Launcher,
+    boundary: Literal["compute", "host-to-host"],
+    round_: int,
+    position: int,
+    start: int,
+) -> None:
+    watch = _OthersWatch(one.worker)
+    asked = now_ns()
+    samples = one.worker.call(
+        protocol.Sample(boundary=boundary, min_iterations=1, min_seconds=schedule.slice_s),
+        protocol.Samples,
+        timeout_s=launcher.timeout_s,
+        watch=False,
+    )
+    others = watch.share()
+    marks = ["busy machine"] if others is not None and others > BUSY_SHARE else []
+    frequency = psutil.cpu_freq()
+    one.windows.append(
+        Window(
+            round=round_,
+            position=position,
+            start_ns=asked - start,
+            samples_ns=samples.durations_ns,
+            boundary=boundary,
+            others_cpu=others,
+            mhz=round(frequency.current, 1) if frequency else None,
+            marks=marks,
+        )
+    )
+
+
+def _collect(
+    one: _Seated, schedule: Schedule, launcher: Launcher, folder: Path, errors: dict[str, HarnessError]
+) -> None:
+    # In the same process and session that was timed: the engine that is judged is the engine that is timed.
+    with _leaving_on_error(one, errors):
+        one.worker.resume()
+        for index in range(schedule.input_sets):
+            path = folder / f"{one.seat.slug}-{index}.safetensors"
+            one.worker.call(
+                protocol.Outputs(index=index, path=str(path)), protocol.Written, timeout_s=launcher.timeout_s
+            )
+            one.outputs[index] = path
+        one.worker.note_peak()
+
+
+class _leaving_on_error:
+    """Turn an error of one worker into its failure and end the worker; the launch goes on."""
+
+    def __init__(self, one: _Seated, errors: dict[str, HarnessError]) -> None:
+        self._one = one
+        self._errors = errors
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, value: BaseException | None, trace: object) -> bool:
+        if not isinstance(value, HarnessError):
+            return False
+        self._one.failure = describe(value, self._one.stage, self._one.worker.log)
+        self._errors[self._one.seat.case] = value
+        self._one.worker.close(kindly=False)
+        return True
+
+
+def describe(error: HarnessError, stage: str, log: Path | None) -> Failure:
+    """Return an error as the record that a report shows."""
+    return Failure(
+        stage=stage,
+        message=error.message,
+        hint=error.hint,
+        log=f"{log.parent.name}/{log.name}" if log is not None else None,
+        log_tail=log_tail(log) if log is not None else "",
+        traceback=error.worker_traceback,
+    )
+
+
+class _OthersWatch:
+    """CPU time that went to processes outside one worker, from the kernel's counters."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._before = self._read()
+
+    def share(self) -> float | None:
+        """Return the share of all cores' time since the start that went to others, 0 to 1."""
+        after = self._read()
+        total = after[0] - self._before[0]
+        if total <= 0:
+            return None
+        others = (after[1] - self._before[1]) - (after[2] - self._before[2])
+        return round(min(1.0, max(0.0, others / total)), 3)
+
+    def _read(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        # user and nice contain guest time already; counting it again would exceed the total.
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        return total, total - idle, self._worker.cpu_seconds()

@@ -1,0 +1,104 @@
+"""JSON: a run with its derived statistics, for other programs. Strict: no NaN, no Infinity; those become null.
+
+| key | holds |
+|---|---|
+| `schema` | version of this layout, a number that grows when a key changes its meaning or goes |
+| `run` | `id`, `created` (UTC), `state`, `harness` (version), `command`, `wall_s`, `measure_s` |
+| `settings`, `environment`, `model` | as in `run.json`; `model` is null where the export failed |
+| `raw_samples` | the file in the run's folder that holds every sample: `run.json` |
+| `baseline` | id of the case that others are compared against, or null |
+| `control` | the baseline's second worker over the first: `ratio`, `verdict`, `noisy`; null where it did not run |
+| `suspicious` | whether the control lies outside its interval |
+| `noise_floor` | smallest relative difference that this run could have called, such as 0.013 |
+| `rows` | one object a case, from fastest to slowest, then those without a number |
+| `notes`, `failure`, `closing` | the run's own notes; what ended the whole run; the last sentence |
+
+A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set, and:
+`is_baseline`; `compute` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`, `p99_ns`, each
+null or `value`, `low`, `high` in nanoseconds); `comparison` (`ratio` is time over the baseline's time with its
+99 % interval, `verdict`, `noisy`); `throughput_per_s`; `peak_bytes`; `launches`; `windows`, `marked_windows`;
+`worst_drift` (an index into `drift`).
+"""
+
+from __future__ import annotations
+
+from typing import Any  # a JSON document: what lies in it is not known by type
+
+import msgspec
+
+from harness.api import Report
+from harness.summary import CaseSummary, Latency, RunSummary
+
+SCHEMA = 1
+RAW_SAMPLES = "run.json"
+
+
+class Json(Report):
+    """For programs."""
+
+    name = "json"
+    summary = "derived statistics with settings, environment and failures; strict JSON with a schema version"
+
+    def render(self, run: RunSummary, *, color: bool = False, width: int | None = None) -> str:
+        """Return one JSON object; `color` and `width` change nothing."""
+        # Encoding turns NaN and infinities into null, which the standard library's encoder cannot.
+        encoded = msgspec.json.encode(document(run))
+        return msgspec.json.format(encoded, indent=2).decode() + "\n"
+
+
+def document(summary: RunSummary) -> dict[str, Any]:
+    """Return the object that the file holds, described above."""
+    run = summary.run
+    return {
+        "schema": SCHEMA,
+        "run": {
+            "id": run.id,
+            "created": run.created,
+            "state": run.state,
+            "harness": run.harness,
+            "command": run.command,
+            "wall_s": run.wall_s,
+            "measure_s": run.measure_s,
+        },
+        "settings": run.settings,
+        "environment": run.environment,
+        "model": run.model,
+        "raw_samples": RAW_SAMPLES,
+        "baseline": summary.baseline,
+        "control": summary.control,
+        "suspicious": summary.suspicious,
+        "noise_floor": summary.noise_floor,
+        "rows": [_row(row) for row in summary.rows],
+        "notes": run.notes,
+        "failure": run.failure,
+        "closing": summary.closing,
+    }
+
+
+def _row(row: CaseSummary) -> dict[str, Any]:
+    case: dict[str, Any] = msgspec.structs.asdict(row.case)
+    return case | {
+        "is_baseline": row.is_baseline,
+        "compute": _latency(row.compute),
+        "host_to_host": _latency(row.host_to_host),
+        "comparison": row.comparison,
+        "throughput_per_s": row.throughput,
+        "peak_bytes": row.peak_bytes,
+        "launches": row.launches,
+        "windows": row.windows,
+        "marked_windows": row.marked_windows,
+        "worst_drift": row.worst_drift,
+    }
+
+
+def _latency(latency: Latency | None) -> dict[str, Any] | None:
+    if latency is None:
+        return None
+    return {
+        "samples": latency.samples,
+        "cv": latency.cv,
+        "p50_ns": latency.p50,
+        "p90_ns": latency.p90,
+        "p95_ns": latency.p95,
+        "p99_ns": latency.p99,
+    }

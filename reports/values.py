@@ -1,0 +1,128 @@
+"""One case as a flat mapping of typed values: full precision, units in the names, None where there is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.api import Scalar
+from harness.records import OutputDrift
+from harness.summary import CaseSummary, Estimate, Latency, RunSummary
+from reports.formatting import clean
+
+Values = Mapping[str, Scalar]
+
+STAGES = (
+    "import",
+    "compile",
+    "load",
+    "tune",
+    "build",
+    "first_run",
+    "second_run",
+    "save",
+    "warm_import",
+    "warm_load",
+    "warm_first_run",
+)
+
+
+def values(row: CaseSummary, summary: RunSummary) -> dict[str, Scalar]:
+    """Return all that is known about a case as scalars, in the order in which a file shows them.
+
+    Names end in their unit: `_s`, `_ns`, `_bytes`, `_per_s`. Ratios are time over the baseline's time.
+    Every row has the same keys. Text is one line without control characters.
+    """
+    case = row.case
+    flat: dict[str, Scalar] = {
+        "run": summary.run.id,
+        "created": summary.run.created,
+        "model": summary.run.settings.model,
+        "case": case.id,
+        "backend": case.backend,
+        "version": case.version,
+        "provider": case.provider,
+        "device": case.device,
+        "precision": case.precision,
+        "batch": case.batch,
+        "threads": case.threads,
+        "status": case.status,
+        "is_baseline": row.is_baseline,
+    }
+    flat |= {f"{stage}_s": case.stages.get(stage) for stage in STAGES}
+    flat["samples"] = row.compute.samples if row.compute else None
+    flat |= _latency("", row.compute)
+    flat["cv"] = row.compute.cv if row.compute else None
+    flat["host_to_host_samples"] = row.host_to_host.samples if row.host_to_host else None
+    flat |= _latency("host_to_host_", row.host_to_host)
+    flat["throughput_per_s"] = row.throughput
+    flat["baseline"] = summary.baseline
+    flat |= _comparison(row)
+    flat |= _drift(row)
+    flat |= {
+        "engine_bytes": case.engine_bytes,
+        "peak_bytes": row.peak_bytes,
+        "peak_compile_bytes": case.peak_compile_bytes,
+        "launches": row.launches,
+        "windows": row.windows,
+        "marked_windows": row.marked_windows,
+    }
+    flat |= _failure(row)
+    return {key: clean(value) if isinstance(value, str) else value for key, value in flat.items()}
+
+
+def worst(row: CaseSummary) -> OutputDrift | None:
+    """Return the drift of the output that is farthest from the reference."""
+    return None if row.worst_drift is None else row.case.drift[row.worst_drift]
+
+
+def _latency(prefix: str, latency: Latency | None) -> dict[str, Scalar]:
+    out: dict[str, Scalar] = {}
+    for name in ("p50", "p90", "p95", "p99"):
+        estimate: Estimate | None = getattr(latency, name) if latency else None
+        out[f"{prefix}{name}_ns"] = estimate.value if estimate else None
+        out[f"{prefix}{name}_low_ns"] = estimate.low if estimate else None
+        out[f"{prefix}{name}_high_ns"] = estimate.high if estimate else None
+    return out
+
+
+def _comparison(row: CaseSummary) -> dict[str, Scalar]:
+    found = row.comparison
+    return {
+        "ratio": found.ratio.value if found else None,
+        "ratio_low": found.ratio.low if found else None,
+        "ratio_high": found.ratio.high if found else None,
+        "verdict": found.verdict if found else None,
+        "noisy": found.noisy if found else None,
+    }
+
+
+def _drift(row: CaseSummary) -> dict[str, Scalar]:
+    drift = worst(row)
+    return {
+        "drift_passed": all(one.passed for one in row.case.drift) if row.case.drift else None,
+        "drift_output": drift.output if drift else None,
+        "drift_input_set": drift.input_set if drift else None,
+        "drift_relative_l2": drift.relative_l2 if drift else None,
+        "drift_cosine": drift.cosine if drift else None,
+        "drift_max_abs": drift.max_abs if drift else None,
+        "drift_max_rel": drift.max_rel if drift else None,
+        "drift_rmse": drift.rmse if drift else None,
+        "drift_rmse_golden": drift.rmse_golden if drift else None,
+        "drift_rmse_limit": drift.rmse_limit if drift else None,
+        "drift_snr_db": drift.snr_db if drift else None,
+        "drift_nan_count": drift.nan_count if drift else None,
+        "drift_inf_count": drift.inf_count if drift else None,
+        "drift_top1_agreement": drift.top1_agreement if drift else None,
+        "drift_top5_agreement": drift.top5_agreement if drift else None,
+    }
+
+
+def _failure(row: CaseSummary) -> dict[str, Scalar]:
+    failure = row.case.failure
+    return {
+        "failure_stage": failure.stage if failure else None,
+        "failure_message": failure.message if failure else None,
+        "failure_hint": failure.hint if failure else None,
+        "failure_log": failure.log if failure else None,
+        "reproduce": row.case.reproduce or None,
+    }
