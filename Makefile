@@ -10,26 +10,29 @@ BACKENDS ?= all
 ARGS     ?=
 
 # The GPU packages where an NVIDIA driver answers, the CPU packages elsewhere.
-EXTRAS   ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo all-gpu || echo all-cpu)
+KIND     ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+OTHER    := $(if $(filter gpu,$(KIND)),cpu,gpu)
 PIP      := $(VENV)/bin/python -m pip --disable-pip-version-check
 SETUP    := setup.cfg pyproject.toml constraints.txt
 
 .PHONY: compare test setup check-system clean
 .DEFAULT_GOAL := compare
 
-compare: $(VENV)/.installed-$(EXTRAS)
+compare: $(VENV)/.installed-all-$(KIND)
 	$(VENV)/bin/harness compare --model $(MODEL) --backends $(BACKENDS) $(ARGS)
 
-test: $(VENV)/.installed-$(EXTRAS),dev
+test: $(VENV)/.installed-all-$(KIND),dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(ARGS)
 
-setup: $(VENV)/.installed-$(EXTRAS)
+setup: $(VENV)/.installed-all-$(KIND)
 
-# The stamp is named after the extras, so that a driver that appears later brings the GPU packages.
+# The stamp is named after the extras. onnxruntime and onnxruntime-gpu cannot share an environment: one that was made
+# before the driver appeared is made anew.
 $(VENV)/.installed-%: $(SETUP) | check-system
+	if ls $(VENV)/.installed-all-$(OTHER)* >/dev/null 2>&1; then rm -rf $(VENV); fi
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@

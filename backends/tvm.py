@@ -91,7 +91,7 @@ class TVM(Backend):
             import tvm.relax.frontend.onnx
         except PackageNotFoundError as exc:
             return Availability(available=False, versions=versions, reason=f"{exc.name} is not installed")
-        except Exception as exc:  # noqa: BLE001 - a probe never raises
+        except Exception as exc:
             return Availability(
                 available=False,
                 versions=versions,
@@ -140,7 +140,7 @@ class TVM(Backend):
                 with request.stage("tune"):
                     tasks = tvm_tuning.extract_tasks(prepared, target)
                     with tvm_tuning.Tuner(
-                        store, tasks, budget, threads=request.threads, progress=request.progress
+                        store, tasks, target, budget, threads=request.threads, progress=request.progress
                     ) as tuner:
                         tuner.run()
                         database, outcome = tuner.fill_gaps()

@@ -7,7 +7,6 @@ because each start imports TVM, which takes seconds.
 
 from __future__ import annotations
 
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ TIMEOUT_S = 20.0
 """Longest time that one candidate may take to build, and to run."""
 MEASURE_MS = 10
 """A candidate is repeated until it ran this long."""
-POPULATION = int(os.environ.get("POP", "32"))
+POPULATION = 48
 """Candidates that one step of the evolutionary search breeds from."""
 
 
@@ -111,10 +110,10 @@ def tune_context(module: Any, target: Any, threads: int) -> Any:
                 init_measured_ratio=0.25,
                 init_min_unmeasured=16,
                 max_fail_count=5,
-                genetic_num_iters=int(os.environ.get("GEN", "1")),
+                genetic_num_iters=2,
                 genetic_mutate_prob=0.85,
                 genetic_max_fail_count=10,
-                eps_greedy=float(os.environ.get("EPS", "0.1")),
+                eps_greedy=0.15,
             ),
             num_threads=threads,
             rand_state=1,

@@ -57,11 +57,9 @@ class Store:
     def __len__(self) -> int:
         return len(self.database)
 
-    def best_s(self, module: Any) -> float | None:
-        """Return the shortest time that a record of this kernel has, or None without one."""
-        workload = self.database.commit_workload(module)
-        best = self.database.get_top_k(workload, 1)
-        return mean(best[0].run_secs) if best else None
+    def records(self, module: Any) -> list[Any]:
+        """Return all records of a kernel."""
+        return list(self.database.get_top_k(self.database.commit_workload(module), 1 << 20))
 
     def save_ledger(self) -> None:
         """Write the ledger so that a kill at any time leaves the old one or the new one."""

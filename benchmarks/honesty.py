@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+# The checkout comes before an installed harness.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from harness import stats  # noqa: E402 - the checkout must come before an installed harness
+from harness import stats
 
 Floats = NDArray[np.float64]
 
@@ -79,12 +80,10 @@ def scenarios() -> list[Scenario]:
             Scenario(name="quiet machine, 1 % noise, 40 rounds", effect=effect, process=0.003, noise=0.01, rounds=40)
         )
         rows.append(Scenario(name="processes 0.5 %, 40 rounds", effect=effect, rounds=40))
-    for effect in (0.0, 0.015):
-        rows.append(
-            Scenario(
-                name="launches added until precise, 5 to 12", effect=effect, noise=0.01, rounds=20, most_launches=12
-            )
-        )
+    rows += [
+        Scenario(name="launches added until precise, 5 to 12", effect=effect, noise=0.01, rounds=20, most_launches=12)
+        for effect in (0.0, 0.015)
+    ]
     rows.append(Scenario(name="one candidate in 2 of 10 rounds: it", first_visits=2, judged="first"))
     rows.append(Scenario(name="one candidate in 2 of 10 rounds: others", first_visits=2, judged="others"))
     beyond = [
@@ -165,8 +164,8 @@ def simulated(runs: int, seed: int) -> bool:
     error = math.sqrt(MOST_FALSE * (1 - MOST_FALSE) / runs)
     print(
         f"\n{runs} runs a scenario, seed {seed}, {time.perf_counter() - started:.0f} s.\n"
-        "Unless said otherwise: 5 launches of 10 rounds, 3 % noise, 3 candidates, 0.5 % between processes."
-        f" Standard error of a share of {MOST_FALSE:.1%}: at most {error:.1%}.\n"
+        "Unless said otherwise: 5 launches of 10 rounds, 3 % noise, 3 candidates, 0.5 % between processes.\n"
+        f"Standard error of a share of {MOST_FALSE:.1%}: at most {error:.1%}.\n"
         "Each interval holds in 99 % of runs by itself; all of a run's intervals together hold less often."
     )
     return met

@@ -23,15 +23,6 @@ _EXPECTED_GAPS = ("unavailable", "unsupported", "compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Cases that were measured together, and what that says of each against the baseline."""
-
-    cases: list[str]
-    """The baseline, its control, then the candidates."""
-    contrasts: Contrasts
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Visits:
     """The windows of one case that its numbers rest on, by index of the launch."""
 
@@ -48,18 +39,17 @@ def summarize(run: Run) -> RunSummary:
     Works on a run in any state: what has no samples has no numbers. Windows that something disturbed are left out,
     unless fewer than half of a case's windows would remain: a busy machine's numbers are marked, not withheld.
     """
-    found = groups(run)
-    comparisons = {case: one for group in found for case, one in _comparisons(group).items()}
+    cases, contrasts = estimates(run)
+    comparisons = _comparisons(cases, contrasts)
     rows = [_row(case, run, comparisons.get(case.id)) for case in run.cases if not case.id.endswith(CONTROL)]
     baseline = next((row for row in rows if row.is_baseline and row.compute), None)
-    floors = [floor for group in found if (floor := stats.noise_floor(group.contrasts)) is not None]
     summary = RunSummary(
         run=run,
         rows=_ordered(rows, baseline, run.settings.cases),
         baseline=baseline.case.id if baseline else None,
-        control=_control(found),
-        suspicious=any(bool(stats.suspicious(group.contrasts)) for group in found),
-        noise_floor=max(floors, default=None),
+        control=comparisons.get(cases[1]),
+        suspicious=bool(stats.suspicious(contrasts)),
+        noise_floor=stats.noise_floor(contrasts),
         closing="",
     )
     return msgspec.structs.replace(summary, closing=closing(summary))
@@ -70,22 +60,19 @@ def precise(run: Run) -> bool:
 
     Looks at the widths of intervals only; see `stats.precise`.
     """
-    found = groups(run)
-    return bool(found) and all(bool(stats.precise(group.contrasts)) for group in found)
+    return bool(stats.precise(estimates(run)[1]))
 
 
-def groups(run: Run) -> list[Group]:
-    """Estimate the ratios within every group of cases that were measured together."""
+def estimates(run: Run) -> tuple[list[str], Contrasts]:
+    """Return the baseline, its control and the candidates, and what is known of all but the first.
+
+    Groups that were measured one after another need no care: a candidate is only ever compared with the baseline's
+    workers of the same launch, and how much identical processes differ is learnt from all groups together.
+    """
     workers = [run.settings.baseline, run.settings.baseline + CONTROL]
-    found = []
-    for number in sorted({launch.group for launch in run.launches}):
-        launches = [launch for launch in run.launches if launch.group == number]
-        seen = dict.fromkeys(sitting.case for launch in launches for sitting in launch.sittings)
-        cases = workers + [case for case in seen if case not in workers]
-        tables = _tables(launches, cases)
-        if tables.shape[-1]:
-            found.append(Group(cases=cases, contrasts=stats.contrast(tables)))
-    return found
+    seen = dict.fromkeys(sitting.case for launch in run.launches for sitting in launch.sittings)
+    cases = workers + [case for case in seen if case not in workers]
+    return cases, stats.contrast(_tables(run.launches, cases))
 
 
 def _tables(launches: list[Launch], cases: list[str]) -> Floats:
@@ -158,30 +145,20 @@ def _row(case: Case, run: Run, comparison: Comparison | None) -> CaseSummary:
     )
 
 
-def _comparisons(group: Group) -> dict[str, Comparison]:
+def _comparisons(cases: list[str], contrasts: Contrasts) -> dict[str, Comparison]:
     """Return what can be said of the control and the candidates; a case without an interval is left out."""
-    ratio, low, high = stats.ratios(group.contrasts)
-    verdicts, noisy = stats.verdicts(group.contrasts), stats.noisy(group.contrasts)
+    ratio, low, high = stats.ratios(contrasts)
+    verdicts, noisy = stats.verdicts(contrasts), stats.noisy(contrasts)
     return {
         case: Comparison(
             ratio=Estimate(value=float(ratio[index]), low=float(low[index]), high=float(high[index])),
             verdict=cast("Verdict", str(verdicts[index])),
             noisy=bool(noisy[index]),
-            rounds_only=bool(group.contrasts.rounds_only),
+            rounds_only=bool(contrasts.rounds_only),
         )
-        for index, case in enumerate(group.cases[1:])
+        for index, case in enumerate(cases[1:])
         if math.isfinite(high[index])
     }
-
-
-def _control(found: list[Group]) -> Comparison | None:
-    """Return the A/A comparison; of several groups' the one that is farthest out, in half-widths."""
-
-    def distance(group: Group) -> float:
-        return abs(float(group.contrasts.difference[0] / group.contrasts.half_width[0]))
-
-    known = [group for group in found if group.cases[1] in _comparisons(group)]
-    return _comparisons(farthest)[farthest.cases[1]] if (farthest := max(known, key=distance, default=None)) else None
 
 
 def _ordered(rows: list[CaseSummary], baseline: CaseSummary | None, asked: list[str]) -> list[CaseSummary]:
@@ -221,13 +198,17 @@ def closing(summary: RunSummary) -> str:
     elif len(measured) == 1:
         said.append(f"Only the baseline, {summary.baseline}, was measured; there is nothing to compare it with.")
     else:
-        said += _compared(summary.baseline, [(row.case, row.comparison) for row in measured if row.comparison])
+        sound = all(row.case.status == "ok" for row in measured if row.is_baseline)
+        pairs = [(row.case, row.comparison) for row in measured if row.comparison]
+        said += _compared(summary.baseline, sound, pairs)
     if measured:
         said += [*_agreement(summary.rows), *_missing(summary), *_doubt(summary)]
     return " ".join(said)
 
 
-def _compared(baseline: str, pairs: list[tuple[Case, Comparison]]) -> list[str]:
+def _compared(baseline: str, sound: bool, pairs: list[tuple[Case, Comparison]]) -> list[str]:
+    if not pairs:
+        return [f"Too little was measured to compare anything with the baseline, {baseline}."]
     passed = [(case, one) for case, one in pairs if case.status == "ok"]
     winner = next((pair for pair in passed if pair[1].verdict == "FASTER"), None)
     tied: list[str] = []
@@ -242,7 +223,8 @@ def _compared(baseline: str, pairs: list[tuple[Case, Comparison]]) -> list[str]:
     elif not passed:
         said.append(f"Nothing that was measured beside the baseline, {baseline}, passed.")
     elif all(one.verdict == "SLOWER" for _, one in passed):
-        said.append(f"The baseline, {baseline}, was the fastest.")
+        but = "" if sound else f", but it did not pass; the fastest that passed was {passed[0][0].id}"
+        said.append(f"The baseline, {baseline}, was the fastest{but}.")
     else:
         said.append(f"No backend was found to be faster than {baseline}.")
     others = [(case, one) for case, one in passed if case.id not in tied and not (winner and case is winner[0])]
@@ -296,8 +278,8 @@ def _doubt(summary: RunSummary) -> list[str]:
         return []
     ratio = summary.control.ratio
     return [
-        f"Do not trust this run: two identical workers of {summary.baseline} differ, ratio {ratio.value:.3f} (99 % interval "
-        f"{ratio.low:.3f} to {ratio.high:.3f}). Measure again on a quieter machine."
+        f"Do not trust this run: two identical workers of {summary.baseline} differ, ratio {ratio.value:.3f} "
+        f"(99 % interval {ratio.low:.3f} to {ratio.high:.3f}). Measure again on a quieter machine."
     ]
 
 

@@ -1,0 +1,96 @@
+"""One `backend` fixture over all registered backends, and strict typed markers for what a backend cannot do.
+
+`notimpl`: we have not built it. `notyet`: its library cannot do it yet. `never`: its nature forbids it. Each names
+backend, exception and reason. All are strict: a check that starts to pass breaks the build until its marker goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import protocol, registry
+from harness.artifact import Artifact
+from harness.export import Recipe, ensure_artifact
+from harness.launcher import Launcher
+
+Results = dict[str, "list[str] | None"]
+MARKERS = ("notimpl", "notyet", "never")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", sorted(registry.BACKENDS), scope="session")
+
+
+@pytest.fixture(scope="session")
+def probed(backend: str, launcher: Launcher) -> protocol.Probed:
+    """Probe a backend in a process of its own."""
+    with launcher.start(f"probe-{backend}") as worker:
+        return worker.call(protocol.Probe(backend=backend), protocol.Probed, timeout_s=120)
+
+
+@pytest.fixture(scope="session")
+def usable(backend: str, probed: protocol.Probed) -> str:
+    """Skip where a backend is unavailable, unless HARNESS_REQUIRE names it: CI cannot go green by skipping."""
+    if not probed.available:
+        if backend in os.environ.get("HARNESS_REQUIRE", "").split(","):
+            pytest.fail(f"{backend} is required here but unavailable: {probed.reason}")
+        pytest.skip(f"{backend}: {probed.reason}")
+    return backend
+
+
+@pytest.fixture(scope="session")
+def tiny2(launcher: Launcher) -> Artifact:
+    """Export the tiny model with a batch of two."""
+    return ensure_artifact(Recipe(model="tiny", batch=2), launcher, on_progress=lambda _: None)[0]
+
+
+@pytest.fixture(scope="session")
+def results(usable: str, tiny: Artifact, tiny2: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Run all session checks of a backend in one process, with its environment, and return what each said."""
+    folder: Path = tmp_path_factory.mktemp(usable)
+    kind = registry.backend(usable)
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("session_checks.py")),
+            usable,
+            str(tiny.folder),
+            str(tiny2.folder),
+            str(folder),
+        ],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(folder),
+            **kind.environment(kind.Options(), folder / "engine", 1),
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, f"{usable}: exit code {done.returncode}\n{done.stderr[-3000:]}"
+    answers: Results = json.loads(done.stdout)
+    return answers
+
+
+@pytest.fixture(autouse=True)
+def typed_markers(request: pytest.FixtureRequest) -> None:
+    """Turn a marker that names the running backend into a strict expected failure."""
+    if "backend" not in request.fixturenames:
+        return
+    backend = request.getfixturevalue("backend")
+    for name in MARKERS:
+        for marker in request.node.iter_markers(name):
+            lacks = not request.getfixturevalue("probed").devices
+            if backend in marker.args and (lacks or not marker.kwargs.get("without_device")):
+                request.applymarker(
+                    pytest.mark.xfail(
+                        strict=True, raises=marker.kwargs["raises"], reason=f"{name}: {marker.kwargs['reason']}"
+                    )
+                )

@@ -1,0 +1,62 @@
+"""What all tests share: a cache of their own, and running the command line as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.artifact import Artifact
+from harness.export import Recipe, ensure_artifact
+from harness.launcher import Launcher
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGINS = ROOT / "tests" / "plugins"
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the user's own cache out of the tests, and the tests' exports and engines out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("HARNESS_CACHE")
+    os.environ["HARNESS_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["HARNESS_CACHE"]
+    else:
+        os.environ["HARNESS_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Start real workers, two threads each."""
+    with Launcher(
+        logs=tmp_path_factory.mktemp("logs"), threads=2, memory_limit_bytes=12 << 30, timeout_s=300.0
+    ) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def tiny(launcher: Launcher) -> Artifact:
+    """Export the tiny model for real, once for all tests."""
+    return ensure_artifact(Recipe(model="tiny"), launcher, on_progress=lambda _: None)[0]
+
+
+@pytest.fixture
+def cli(cache: Path, tmp_path: Path) -> Cli:
+    """Run `harness` in an empty folder, with the fake backends on the path; `harness(...)` returns the finished process."""
+
+    def run(*arguments: str, environment: dict[str, str] | None = None, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        variables = {**os.environ, "PYTHONPATH": str(PLUGINS), "COLUMNS": "200", **(environment or {})}
+        command = [sys.executable, str(ROOT / "tests" / "run_cli.py"), *arguments]
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            command, **{"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "timeout": 300} | kwargs
+        )
+
+    return run

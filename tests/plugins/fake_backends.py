@@ -1,0 +1,231 @@
+"""Backends with one fault each, for testing isolation. Found through the entry points beside this file.
+
+`fake-ok` answers with the artifact's own reference outputs, so it needs no framework and always agrees. The others
+differ from it in one method.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
+from harness.errors import RunError
+
+GRANDCHILD = "harness-test-grandchild"
+
+
+class OkOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the fake backend."""
+
+    ms: Annotated[float, msgspec.Meta(ge=0, description="how long one iteration takes")] = 1.0
+
+
+class OkSession(Session):
+    provider = "fake"
+
+    def __init__(self, request: CompileRequest) -> None:
+        self.request = request
+        self.seconds = request.options.ms / 1000 if isinstance(request.options, OkOptions) else 0.001
+        self.index = 0
+
+    def save(self, engine_dir: Path) -> None:
+        (engine_dir / "engine.txt").write_text("fake")
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
+        artifact = self.request.artifact
+        for index in range(artifact.manifest.input_sets):
+            if all(np.array_equal(inputs[name], array) for name, array in artifact.input_set(index).items()):
+                self.index = index
+                return
+        raise RunError("these inputs are none of the artifact's")
+
+    def execute(self) -> None:
+        # The calling thread's own CPU time: a fixed amount of work, whatever else the machine does.
+        until = time.thread_time() + self.seconds
+        while time.thread_time() < until:
+            pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        return self.request.artifact.reference(self.index)
+
+
+class FakeOk(Backend):
+    name = "fake-ok"
+    summary = "agrees with everything"
+    capabilities = Capabilities(source="onnx")
+    modules: tuple[str, ...] = ()
+    Options = OkOptions
+    session: type[OkSession] = OkSession
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return Availability(available=True, versions={"fake": "1.0"}, devices=("cpu",))
+
+    def compile(self, request: CompileRequest) -> Session:
+        with request.stage("build"):
+            return self.session(request)
+
+    def load(self, engine_dir: Path, request: CompileRequest) -> Session:
+        return self.session(request)
+
+
+def _segfault() -> None:
+    ctypes.string_at(0)
+
+
+class SegfaultAtCompile(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        _segfault()
+        return super().compile(request)
+
+
+class SegfaultAtProbe(FakeOk):
+    @classmethod
+    def probe(cls) -> Availability:
+        _segfault()
+        return super().probe()
+
+
+class ExitAtLoad(FakeOk):
+    def load(self, engine_dir: Path, request: CompileRequest) -> Session:
+        os._exit(3)
+
+
+class HangAtCompile(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        time.sleep(3600)
+        return super().compile(request)
+
+
+class _HangSession(OkSession):
+    runs = 0
+
+    def execute(self) -> None:
+        super().execute()
+        self.runs += 1
+        if self.runs > 400:  # past the warm-up: in the middle of a round
+            time.sleep(3600)
+
+
+class HangInRound(FakeOk):
+    session = _HangSession
+
+
+class _CrashSession(OkSession):
+    runs = 0
+
+    def execute(self) -> None:
+        super().execute()
+        self.runs += 1
+        if self.runs > 400:
+            _segfault()
+
+
+class SegfaultInRound(FakeOk):
+    session = _CrashSession
+
+
+class ForkAtCompile(FakeOk):
+    """Starts a process that leaves the worker's session and group, closes nothing and would live for an hour."""
+
+    def compile(self, request: CompileRequest) -> Session:
+        code = f"import time; time.sleep(3600)  # {GRANDCHILD}"
+        subprocess.Popen([sys.executable, "-c", code], start_new_session=True, close_fds=False)
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(3600)
+        return super().compile(request)
+
+
+class ForkAndCrash(ForkAtCompile):
+    def compile(self, request: CompileRequest) -> Session:
+        super().compile(request)
+        os._exit(1)
+
+
+class EatMemory(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        eaten = []
+        for _ in range(200):
+            eaten.append(np.ones(1 << 25, dtype=np.uint8))  # 32 MiB each, 6.4 GiB in all
+            time.sleep(0.02)
+        return super().compile(request)
+
+
+class MemoryErrorAtCompile(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        raise MemoryError("cannot allocate 1 TiB")
+
+
+class HalfLine(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        os.write(int(sys.argv[2]), b'{"is": "done", "val\n')
+        time.sleep(3600)
+        return super().compile(request)
+
+
+class Chatty(FakeOk):
+    """Prints megabytes on stdout and stderr, through Python and below it; works otherwise."""
+
+    def compile(self, request: CompileRequest) -> Session:
+        for _ in range(2000):
+            print("x" * 500)
+            os.write(1, b'{"is": "done", "value": null}\n')
+            os.write(2, b"warning: \xff\xfe not text\n")
+        return super().compile(request)
+
+
+class OddException(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        raise KeyError("a compiler\nwith | a <strange> \x1b[31m message")
+
+
+class SysExit(FakeOk):
+    def compile(self, request: CompileRequest) -> Session:
+        raise SystemExit(0)
+
+
+class _NanSession(OkSession):
+    def outputs(self) -> dict[str, np.ndarray]:
+        return {name: np.full_like(array, np.nan) for name, array in super().outputs().items()}
+
+
+class Nan(FakeOk):
+    session = _NanSession
+
+
+class _ShapeSession(OkSession):
+    def outputs(self) -> dict[str, np.ndarray]:
+        return {name: array[..., :-1].copy() for name, array in super().outputs().items()}
+
+
+class WrongShape(FakeOk):
+    session = _ShapeSession
+
+
+class _FewSession(OkSession):
+    def outputs(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+class TooFew(FakeOk):
+    session = _FewSession
+
+
+class CannotSave(FakeOk):
+    class session(OkSession):
+        def save(self, engine_dir: Path) -> None:
+            raise OSError(28, "No space left on device")
