@@ -171,7 +171,7 @@ class TensorRTFamily(Backend):
             facts["workspace_mb"] = options.workspace_mb
         return facts
 
-    def _built(self, trt: Any, build: Build, request: CompileRequest, gpu: Gpu | None) -> None:  # noqa: B027
+    def _built(self, trt: Any, build: Build, request: CompileRequest, gpu: Gpu | None) -> None:
         """Keep what a successful build left behind for the next one."""
 
     def _unrunnable(self, plan: Any, card: EngineCard) -> Session:

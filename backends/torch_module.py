@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,8 @@ def probe_torch() -> Availability:
             available=False, reason=f"torch cannot be imported: {exc}", hint="pip install 'harness[torch]'"
         )
     versions = {"torch": str(torch.__version__)}
-    try:
+    with suppress(PackageNotFoundError):  # only builds for GPUs bring it
         versions["triton"] = version("triton")
-    except PackageNotFoundError:
-        pass  # only builds for GPUs bring it
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     return Availability(available=True, versions=versions, devices=tuple(devices))
 

@@ -102,9 +102,7 @@ def tune_context(module: Any, target: Any, threads: int) -> Any:
         return ms.TuneContext(
             mod=module,
             target=target,
-            space_generator=ms.space_generator.PostOrderApply(
-                sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"
-            ),
+            space_generator=ms.space_generator.PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"),
             search_strategy=ms.search_strategy.EvolutionarySearch(
                 population_size=POPULATION,
                 init_measured_ratio=0.25,

@@ -161,7 +161,6 @@ def _print_tracebacks(run: Run) -> None:
 def run_backends(name: str | None, *, as_json: bool) -> None:
     """Carry out `harness backends`: probe each backend in a process of its own."""
     names = [name] if name else registry.backend_names()
-    rows = []
     with tempfile.TemporaryDirectory(prefix="harness-probe-") as logs:
         launcher = Launcher(
             logs=Path(logs), threads=1, memory_limit_bytes=environment.memory_bytes(), timeout_s=PROBE_TIMEOUT_S
@@ -169,8 +168,7 @@ def run_backends(name: str | None, *, as_json: bool) -> None:
         with launcher:
             for each in names:
                 registry.backend(each)
-            for each in names:
-                rows.append((each, _probe(each, launcher)))
+            rows = [(each, _probe(each, launcher)) for each in names]
     if as_json:
         click.echo(json.dumps({each: _backend_facts(each, probed) for each, probed in rows}, indent=2))
         return
@@ -252,7 +250,7 @@ def _description(facts: dict[str, Any]) -> str:
 
 def run_models(*, as_json: bool) -> None:
     """Carry out `harness models`."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in registry.model_names():
         model = registry.model(name)
         inputs = ", ".join(

@@ -24,7 +24,7 @@ from harness.launcher import Launcher
 from harness.measure import now_ns
 from harness.plan import Variant
 from harness.progress import Narrator
-from harness.records import CONTROL, Case, Failure, ModelInfo, OutputDrift, Run
+from harness.records import CONTROL, Case, Failure, ModelInfo, OutputDrift, Run, Sitting
 from harness.rounds import Conducted, Schedule, Seat, conduct, describe, plan_groups
 from harness.store import RunFolder
 from harness.summarize import summarize
@@ -241,27 +241,24 @@ class Comparison:
             raise KeyboardInterrupt
 
     def _take(self, conducted: Conducted, artifact: Artifact) -> None:
-        if any(sitting.windows or sitting.failure for sitting in conducted.launch.sittings):
-            self._update(launches=[*self.run.launches, conducted.launch])
-        for sitting in conducted.launch.sittings:
-            case = next((case for case in self.run.cases if case.id == sitting.case), None)
-            if case is None:
-                continue  # the control: it is the baseline's engine, which is judged under its own name
-            if conducted.interrupted and sitting.failure is None:
-                continue  # its outputs were not collected: a resumed run measures and judges it
-            if sitting.failure is not None:
-                case = msgspec.structs.replace(case, status=conducted.errors[case.id].status, failure=sitting.failure)
+        # A launch and what it says of its cases are saved in one step: an interruption falls before or after both.
+        if not any(sitting.windows or sitting.failure for sitting in conducted.launch.sittings):
+            return
+        sittings = {sitting.case: sitting for sitting in conducted.launch.sittings}
+        cases = []
+        for case in self.run.cases:
+            sitting = sittings.get(case.id)
+            if sitting is None:
+                cases.append(case)
+            elif sitting.failure is not None:
+                status = conducted.errors[case.id].status
+                cases.append(msgspec.structs.replace(case, status=status, failure=sitting.failure))
+            elif conducted.interrupted:
+                cases.append(case)  # its outputs were not collected: a resumed run measures and judges it
             else:
-                stages = case.stages
-                if "warm_load" not in stages:  # of the first launch, in which nothing was warm but the engine
-                    stages = stages | {
-                        "warm_import": sitting.import_s,
-                        "warm_load": sitting.load_s,
-                        "warm_first_run": sitting.first_run_s,
-                    }
-                case = msgspec.structs.replace(case, stages=stages)
-                case = self._judged(case, conducted.outputs.get(case.id, {}), artifact)
-            self._replace_case(case)
+                outputs = conducted.outputs.get(case.id, {})
+                cases.append(self._judged(_warm(case, sitting), outputs, artifact))
+        self._update(launches=[*self.run.launches, conducted.launch], cases=cases)
 
     # ---- judge
 
@@ -303,6 +300,18 @@ class Comparison:
 
 def _digest(outputs: dict[int, Path]) -> str:
     return hashlib.sha256("".join(sha256(path) for _, path in sorted(outputs.items())).encode()).hexdigest()[:16]
+
+
+def _warm(case: Case, sitting: Sitting) -> Case:
+    # Of the first launch, in which nothing was warm but the engine.
+    if "warm_load" in case.stages:
+        return case
+    warm = {
+        "warm_import": sitting.import_s,
+        "warm_load": sitting.load_s,
+        "warm_first_run": sitting.first_run_s,
+    }
+    return msgspec.structs.replace(case, stages=case.stages | warm)
 
 
 def _control(seat: Seat) -> Seat:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Tensors = Mapping[str, "NDArray[np.generic]"]
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 """Elements converted to float64 at a time: outputs can be as large as memory allows to hold once."""
 TOP = 5
 

@@ -1,4 +1,4 @@
-"""Export a model once: the parent's half. Artifacts are cached by what they are made from and shared by all backends."""
+"""Export a model once: the parent's half. Artifacts are cached by what they are made from, for all backends."""
 
 from __future__ import annotations
 

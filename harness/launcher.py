@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -46,7 +47,7 @@ class Worker:
         self._mark = uuid.uuid4().hex
         self._scratch = Path(tempfile.mkdtemp(prefix="harness-worker-"))
         self._buffer = b""
-        self._decode = msgspec.json.Decoder(protocol.AnyMessage).decode
+        self._decoder: msgspec.json.Decoder[protocol.AnyMessage] = msgspec.json.Decoder(protocol.AnyMessage)
         requests_read, self._requests = os.pipe()
         self._replies, replies_write = os.pipe()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +164,7 @@ class Worker:
             elif ready or self._process.poll() is not None:
                 raise self._crashed()
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return self._decode(line)
+        return self._decoder.decode(line)
 
     def _watch_memory(self) -> None:
         used = self.resident_bytes()
@@ -220,10 +221,8 @@ class Worker:
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):  # it died; the next call says so
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass  # it died; the next call says so
 
     def close(self, *, kindly: bool = True) -> None:
         """End the worker and every process that it started.
@@ -236,10 +235,8 @@ class Worker:
         os.close(self._requests)  # the worker reads the end of its requests and leaves
         if kindly:
             self.resume()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                pass
         self._kill_tree()
         os.close(self._replies)
         shutil.rmtree(self._scratch, ignore_errors=True)

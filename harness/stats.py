@@ -38,8 +38,8 @@ PRIOR_FREEDOM = 4
 """Degrees of freedom granted to the variance expected from all cases, against those of a case's own launches.
 
 Chosen by simulation with five launches. 0 is Welch's test: it finds a true 5 % between processes that spread by 1 % in
-80 % of runs only. One spread pooled over all cases finds it in 97 % or more, but calls a case whose processes spread six
-times as much as the others' falsely in 9 %. 4 finds it in 97 % and calls such a case in 3.5 %."""
+80 % of runs only. One spread pooled over all cases finds it in 97 % or more, but calls a case whose processes spread
+six times as much as the others' falsely in 9 %. 4 finds it in 97 % and calls such a case in 3.5 %."""
 HUBER_K = 1.345
 """Where psi bends, in standard deviations: 95 % efficiency on normal noise."""
 RESOLUTION = 1e-6

@@ -78,7 +78,9 @@ def estimates(run: Run) -> tuple[list[str], Contrasts]:
 def _tables(launches: list[Launch], cases: list[str]) -> Floats:
     """Return log medians of windows in log ns, shape (launches, cases, rounds); NaN where a case was not visited."""
     rounds = [sorted({window.round for sitting in one.sittings for window in sitting.windows}) for one in launches]
-    tables = np.full((len(launches), len(cases), max((len(one) for one in rounds), default=0)), np.nan)
+    # A run without samples is one launch of one round in which nobody was visited.
+    shape = max(len(launches), 1), len(cases), max((1, *map(len, rounds)))
+    tables = np.full(shape, np.nan)
     for row, case in enumerate(cases):
         for index, window in _visits(launches, case, "compute").windows:
             column = rounds[index].index(window.round)

@@ -114,17 +114,18 @@ class Worker:
             progress=self._progress,
         )
         try:
-            self._session, seconds = timed(lambda: start(kind(), ask))
+            session, seconds = timed(lambda: start(kind(), ask))
         except (HarnessError, MemoryError):
             raise
         except Exception as exc:  # compilers raise anything; the case gets a row that says what
             raise _memory(exc) or failure(f"{type(exc).__name__}: {exc}") from exc
+        self._session = session
         return protocol.Opened(
             seconds={"total": seconds, **clock.seconds},
-            provider=self._session.provider,
-            runnable=self._session.runnable,
-            facts=self._session.facts(),
-            notes=self._session.notes(),
+            provider=session.provider,
+            runnable=session.runnable,
+            facts=session.facts(),
+            notes=session.notes(),
         )
 
     def _runonce(self, request: protocol.RunOnce) -> protocol.Took:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import click
-from tabulate import SEPARATING_LINE, tabulate  # type: ignore[import-untyped]
+from tabulate import SEPARATING_LINE, tabulate
 
 from harness.api import Report
 from harness.summary import RunSummary

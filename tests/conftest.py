@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,7 @@ import pytest
 from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
-
-ROOT = Path(__file__).resolve().parent.parent
-PLUGINS = ROOT / "tests" / "plugins"
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.support import PLUGINS, RUN_CLI, Cli
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,13 +46,16 @@ def tiny(launcher: Launcher) -> Artifact:
 
 @pytest.fixture
 def cli(cache: Path, tmp_path: Path) -> Cli:
-    """Run `harness` in an empty folder, with the fake backends on the path; `harness(...)` returns the finished process."""
+    """Run `harness` in an empty folder, with the fake backends on the path."""
 
-    def run(*arguments: str, environment: dict[str, str] | None = None, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, environment: dict[str, str] | None = None, **kwargs: object
+    ) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "PYTHONPATH": str(PLUGINS), "COLUMNS": "200", **(environment or {})}
-        command = [sys.executable, str(ROOT / "tests" / "run_cli.py"), *arguments]
+        command = [sys.executable, str(RUN_CLI), *arguments]
         return subprocess.run(  # type: ignore[call-overload,no-any-return]
-            command, **{"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "timeout": 300} | kwargs
+            command,
+            **{"cwd": tmp_path, "env": variables, "capture_output": True, "text": True, "timeout": 300} | kwargs,
         )
 
     return run

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from harness import protocol, registry
 from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact

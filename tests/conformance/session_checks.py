@@ -1,4 +1,4 @@
-"""What every session must do, run in one process against one backend: `session_checks.py BACKEND ARTIFACT BATCH2 FOLDER`.
+"""What every session must do, run in one process: `session_checks.py BACKEND ARTIFACT BATCH2 FOLDER`.
 
 Prints one JSON object: check -> null, or [kind of exception, message]. Each check is a function below whose docstring
 is the rule it holds the backend to.
@@ -170,7 +170,7 @@ def runs_a_batch_of_two(subject: Subject) -> None:
 
 
 def keeps_to_one_thread(subject: Subject) -> None:
-    """With threads=1 an inference loop uses no more than one core: CPU time stays near the calling thread's wall time."""
+    """With threads=1 an inference loop takes no more CPU time than one core has."""
     session = subject.compiled()
     session.bind(subject.artifact.input_set(0))
     for _ in range(20):

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import pytest
-import session_checks
+
 from harness import errors, protocol, registry
+from tests.conformance import session_checks
 
 Results = dict[str, "list[str] | None"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,18 +13,21 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Cli
-from fake_names import EXPECTED
+
 from harness.artifact import Artifact
 from harness.launcher import MARK
+from tests.fake_names import EXPECTED
+from tests.support import PLUGINS, RUN_CLI, Cli
 
 
 def survivors() -> list[psutil.Process]:
-    """Return processes that some worker started and that are still there."""
+    """Return processes that a worker of these tests started and that are still there."""
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            variables = process.environ()
+            ours = MARK in variables and variables.get("HARNESS_CACHE") == os.environ["HARNESS_CACHE"]
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
             continue
@@ -33,13 +37,9 @@ def survivors() -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def ruined(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     """Run one comparison in which every backend but two misbehaves."""
-    import os
-
-    from conftest import PLUGINS, ROOT
-
     folder = tmp_path_factory.mktemp("ruined")
     command = [
-        sys.executable, str(ROOT / "tests" / "run_cli.py"), "compare", "--model", "tiny", "--baseline", "fake-ok",
+        sys.executable, str(RUN_CLI), "compare", "--model", "tiny", "--baseline", "fake-ok",
         "--backends", ",".join(["fake-ok", "fake-ok:ms=2", *EXPECTED]),
         "--quick", "--timeout", "15", "--memory-limit", "1.5", "--json", "--out", str(folder),
     ]  # fmt: skip
@@ -108,12 +108,8 @@ def test_run_file_is_complete(ruined: tuple[subprocess.CompletedProcess[str], Pa
 def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
     number: signal.Signals, tiny: Artifact, tmp_path: Path, cache: Path, cli: Cli
 ) -> None:
-    import os
-
-    from conftest import PLUGINS, ROOT
-
     command = [
-        sys.executable, str(ROOT / "tests" / "run_cli.py"), "compare", "--model", "tiny", "--backends",
+        sys.executable, str(RUN_CLI), "compare", "--model", "tiny", "--backends",
         "fake-ok,fake-ok:ms=2", "--baseline", "fake-ok", "--launches", "4", "--json", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -160,12 +156,8 @@ def _wait_for_launches(out: Path, count: int) -> Path:
 
 
 def test_workers_die_with_a_killed_parent(tiny: Artifact, tmp_path: Path) -> None:
-    import os
-
-    from conftest import PLUGINS, ROOT
-
     command = [
-        sys.executable, str(ROOT / "tests" / "run_cli.py"), "compare", "--model", "tiny", "--backends", "fake-ok",
+        sys.executable, str(RUN_CLI), "compare", "--model", "tiny", "--backends", "fake-ok",
         "--out", str(tmp_path),
     ]  # fmt: skip
     process = subprocess.Popen(

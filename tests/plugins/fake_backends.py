@@ -66,7 +66,7 @@ class FakeOk(Backend):
     name = "fake-ok"
     summary = "agrees with everything"
     capabilities = Capabilities(source="onnx")
-    modules: tuple[str, ...] = ()
+    modules = ()
     Options = OkOptions
     session: type[OkSession] = OkSession
 

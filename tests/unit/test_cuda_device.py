@@ -6,11 +6,11 @@ import ctypes
 import sys
 
 import pytest
-from fake_tensorrt import ADA, FakeCudart, fake_libcuda
 
 from backends import cuda_device
 from backends.cuda_device import DeviceMemory, Driver
 from harness.errors import OutOfMemory, RunError, UnavailableError
+from tests.fake_tensorrt import ADA, FakeCudart, fake_libcuda
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_missing_driver_library_is_unavailable(monkeypatch: pytest.MonkeyPatch
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(UnavailableError, match="no NVIDIA driver.*libcuda.so.1"):
+    with pytest.raises(UnavailableError, match=r"no NVIDIA driver.*libcuda\.so\.1"):
         cuda_device.driver()
 
 

@@ -17,7 +17,6 @@ from typing import Any  # parsed JSON, and field values outside their declared t
 import click
 import msgspec
 import pytest
-from example_runs import NASTY, case, drift, examples, full, interrupted, nasty, quick, row, run, stages
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +29,7 @@ from reports.page import draw
 from reports.table import draw_table
 from reports.terminal import COST, NAME, SPEED, split
 from reports.values import values
+from tests.example_runs import NASTY, case, drift, examples, full, interrupted, nasty, quick, row, run, stages
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RUNS = examples()

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fake_tensorrt import ADA, Asked, FakeCudart, FakeTensorRT
 
 from backends import cuda_device, tensorrt_family
 from backends.cuda_device import Driver, Gpu
@@ -22,6 +21,7 @@ from backends.tensorrt_rtx import RUNTIME_CACHE, TARGETS, RtxOptions, TensorRTRT
 from backends.tensorrt_session import CARD, PLAN
 from harness.api import Availability
 from harness.errors import CompileError, OutOfMemory, RunError, UnavailableError, UnsupportedError, UsageError
+from tests.fake_tensorrt import ADA, Asked, FakeCudart, FakeTensorRT
 
 
 class FakeNative(TensorRT):
@@ -432,7 +432,7 @@ def test_rtx_names_operators_that_it_lacks(rtx: Any, asked: Asked) -> None:
 
 @pytest.mark.parametrize("onnx", [b"\x93\xff" * 500, b""])
 def test_rtx_refuses_a_damaged_file(onnx: bytes, rtx: Any, asked: Asked) -> None:
-    with pytest.raises(CompileError, match="cannot be parsed|has no outputs") as caught:
+    with pytest.raises(CompileError, match=r"cannot be parsed|has no outputs") as caught:
         TensorRTRTX().compile(asked.request(TensorRTRTX, onnx))
     assert caught.value.hint == "export it again: harness cache clear --exports"
 
