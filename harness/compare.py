@@ -27,7 +27,7 @@ from harness.progress import Narrator
 from harness.records import CONTROL, Case, Failure, ModelInfo, OutputDrift, Run, Sitting
 from harness.rounds import Conducted, Schedule, Seat, conduct, describe, plan_groups
 from harness.store import RunFolder
-from harness.summarize import summarize
+from harness.summarize import precise
 
 LAUNCHES_AT_MOST = 2
 """Times the launches asked for: how far a noisy run may go on for the sake of precision, budget permitting."""
@@ -194,8 +194,7 @@ class Comparison:
         if launches < settings.launches:
             return True
         # Beyond what was asked for only for precision, never because a difference shows.
-        noisy = any(row.comparison.noisy for row in summarize(self.run).rows if row.comparison is not None)
-        return noisy and not settings.quick and launches < LAUNCHES_AT_MOST * settings.launches
+        return not settings.quick and launches < LAUNCHES_AT_MOST * settings.launches and not precise(self.run)
 
     def _baseline(self, ready: list[str]) -> str:
         wanted = self.run.settings.baseline

@@ -220,6 +220,10 @@ class Worker:
         """Let a stopped worker go on."""
         self._signal(signal.SIGCONT)
 
+    def kill(self) -> None:
+        """Kill the worker's processes and nothing else: whoever waits for its answer hears that it died."""
+        self._signal(signal.SIGKILL)
+
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):  # it died; the next call says so
             os.killpg(self._process.pid, number)

@@ -104,6 +104,8 @@ class Sitting(Record, frozen=True, kw_only=True):
     import_s: float
     load_s: float
     first_run_s: float
+    loaded_alone: bool = True
+    """False where other workers loaded at the same time: then import, load and first run say little."""
     warm_up_ns: list[int]
     windows: list[Window]
     peak_bytes: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from typing import Literal
 import psutil
 
 from harness import protocol
+from harness.environment import usable_cores
 from harness.errors import HarnessError
 from harness.launcher import Launcher, Worker, log_tail
 from harness.measure import SLOW_ITERATION_SECONDS, now_ns
@@ -67,6 +69,7 @@ class _Seated:
     outputs: dict[int, Path] = field(default_factory=dict)
     failure: Failure | None = None
     stage: str = "warm load"
+    loaded_alone: bool = True
 
     @property
     def slow(self) -> bool:
@@ -78,6 +81,7 @@ class _Seated:
             import_s=self.import_s,
             load_s=self.load_s,
             first_run_s=self.first_run_s,
+            loaded_alone=self.loaded_alone,
             warm_up_ns=self.warm_up_ns,
             windows=self.windows,
             peak_bytes=self.worker.peak_bytes,
@@ -115,9 +119,8 @@ def conduct(
     errors: dict[str, HarnessError] = {}
 
     def run() -> None:
-        for place, seat in enumerate(seats):
-            say(f"launch {index + 1}: loading {seat.case} ({place + 1}/{len(seats)})")
-            _sit_down(seat, launcher, index, seated, errors)
+        _load_all(seats, launcher, index, seated, errors, say)
+        _warm_up_all(seated, launcher, index, errors, say)
         _play(seated, schedule, launcher, random.Random(f"{seed}-{index}-{group}"), errors, index, say)
         for one in seated:
             if one.failure is None and not one.seat.case.endswith(CONTROL):
@@ -164,28 +167,69 @@ def plan_groups(baseline: str, needs: dict[str, int], capacity: int) -> list[lis
     return groups or [[]]
 
 
-def _sit_down(
-    seat: Seat, launcher: Launcher, index: int, seated: list[_Seated], errors: dict[str, HarnessError]
+def _load_all(
+    seats: Sequence[Seat],
+    launcher: Launcher,
+    index: int,
+    seated: list[_Seated],
+    errors: dict[str, HarnessError],
+    say: Say,
 ) -> None:
+    # The first launch takes warm load times, so its workers load one after the other. Later ones only have to be
+    # there: they load as many at a time as there are cores.
+    if index == 0:
+        for place, seat in enumerate(seats):
+            say(f"launch {index + 1}: loading {seat.case} ({place + 1}/{len(seats)})")
+            seated.append(_start(seat, launcher, index, alone=True))
+            _load(seated[-1], launcher, errors)
+        return
+    say(f"launch {index + 1}: loading {len(seats)} workers")
+    for seat in seats:  # from this thread: a worker dies with the thread that started it
+        seated.append(_start(seat, launcher, index, alone=False))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        loads = [pool.submit(_load, one, launcher, errors) for one in seated]
+        try:
+            for load in loads:
+                load.result()
+        except BaseException:  # Ctrl-C above all: without their processes the threads come to an end
+            for one in seated:
+                one.worker.kill()
+            raise
+
+
+def _start(seat: Seat, launcher: Launcher, index: int, *, alone: bool) -> _Seated:
     suffix = "-control" if seat.case.endswith(CONTROL) else ""
-    try:
-        worker = launcher.start(f"{seat.slug}{suffix}-launch{index}", seat.environment, threads=seat.spec.threads)
-    except HarnessError as exc:  # the interpreter itself is gone: no case can sit down
-        errors[seat.case] = exc
-        raise
-    one = _Seated(seat=seat, worker=worker)
-    seated.append(one)
-    limit = launcher.timeout_s
+    name = f"{seat.slug}{suffix}-launch{index}"
+    return _Seated(
+        seat=seat, worker=launcher.start(name, seat.environment, threads=seat.spec.threads), loaded_alone=alone
+    )
+
+
+def _load(one: _Seated, launcher: Launcher, errors: dict[str, HarnessError]) -> None:
+    spec, worker, limit = one.seat.spec, one.worker, launcher.timeout_s
     with _leaving_on_error(one, errors):
-        imported = worker.call(protocol.Import(backend=seat.spec.backend), protocol.Imported, timeout_s=limit)
+        imported = worker.call(protocol.Import(backend=spec.backend), protocol.Imported, timeout_s=limit)
         one.import_s = imported.import_s
-        opened = worker.call(protocol.Load(case=seat.spec), protocol.Opened, timeout_s=limit)
+        opened = worker.call(protocol.Load(case=spec), protocol.Opened, timeout_s=limit)
         one.load_s = opened.seconds["total"]
         one.stage = "measure"
         one.first_run_s = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
-        one.warm_up_ns = worker.call(protocol.WarmUp(), protocol.Samples, timeout_s=limit).durations_ns
-        worker.note_peak()
         worker.stop()
+
+
+def _warm_up_all(
+    seated: list[_Seated], launcher: Launcher, index: int, errors: dict[str, HarnessError], say: Say
+) -> None:
+    for one in seated:
+        if one.failure is not None:
+            continue
+        say(f"launch {index + 1}: warming up {one.seat.case}")
+        with _leaving_on_error(one, errors):
+            one.worker.resume()
+            warmed = one.worker.call(protocol.WarmUp(), protocol.Samples, timeout_s=launcher.timeout_s)
+            one.warm_up_ns = warmed.durations_ns
+            one.worker.note_peak()
+            one.worker.stop()
 
 
 def _play(
