@@ -133,8 +133,7 @@ class TVM(Backend):
                 prepared, inputs = _prepare(request, target)
             if options.tuner == "none":
                 with request.stage("build"):
-                    executable = _build(prepared, target, None)
-                return _session(request, executable, inputs, target, None)
+                    return _session(request, _build(prepared, target, None), inputs, target, None)
             with tvm_tuning.open_store(_store_folder(request, target), lambda: _say_waiting(request)) as store:
                 budget = tvm_tuning.Budget(seconds=options.tuning_seconds, trials=options.trials)
                 with request.stage("tune"):
@@ -145,8 +144,7 @@ class TVM(Backend):
                         tuner.run()
                         database, outcome = tuner.fill_gaps()
                 with request.stage("build"):
-                    executable = _build(prepared, target, database)
-            return _session(request, executable, inputs, target, outcome)
+                    return _session(request, _build(prepared, target, database), inputs, target, outcome)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import tvm

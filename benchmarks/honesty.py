@@ -1,9 +1,12 @@
 """Is a verdict to be believed? False calls and power of `harness.stats` on runs whose truth is known.
 
     python benchmarks/honesty.py --simulated
+    python benchmarks/honesty.py --real
 
-draws runs from a model of a noisy machine, judges them with the code that judges real runs, and prints how often each
-verdict came out. Exit code 1 when a requirement is missed.
+`--simulated` draws runs from a model of a noisy machine, judges them with the code that judges real runs, and prints
+how often each verdict came out. `--real` runs `harness compare` again and again on this machine: ONNX Runtime against
+itself under a second name, and against itself with every iteration lengthened by 5 %. Exit code 1 when a requirement
+is missed.
 
 A simulated run: every process has its own constant offset; all processes of a launch share drift (independent per
 round, plus a random walk, plus a shift of the whole launch); every window adds its own noise, and one in ten is
@@ -13,12 +16,17 @@ lengthened by a spike of 8 % on average.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
+import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,18 +179,80 @@ def simulated(runs: int, seed: int) -> bool:
     return met
 
 
+def real(runs: int, model: str, threads: int) -> bool:
+    """Compare ONNX Runtime with itself and with itself slowed by 5 %, `runs` times; return whether the limits hold."""
+    same, slowed = "onnxruntime#2", "onnxruntime-slowed"
+    counts = {same: Counter[str](), slowed: Counter[str]()}
+    ratios: dict[str, list[float]] = {same: [], slowed: []}
+    with tempfile.TemporaryDirectory() as out:
+        for run in range(runs):
+            table = _compare(f"onnxruntime,onnxruntime,{slowed}", model, threads, run, Path(out))
+            for row in table["rows"]:
+                if row["id"] in counts:
+                    counts[row["id"]][row["comparison"]["verdict"]] += 1
+                    ratios[row["id"]].append(row["comparison"]["ratio"]["value"])
+            print(f"run {run + 1}/{runs}: {dict(counts[same])} {dict(counts[slowed])}", file=sys.stderr)
+    false = counts[same]["FASTER"] + counts[same]["SLOWER"]
+    missed = runs - counts[slowed]["SLOWER"]
+    allowed = runs // 20
+    rows = [
+        ("the same backend under two names", "called FASTER or SLOWER", false, same, false <= allowed),
+        ("slowed by 5 %", "not called SLOWER", missed, slowed, missed <= allowed),
+    ]
+    shown = [
+        (name, what, f"{count} of {runs}", f"{min(ratios[id_]):.3f}-{max(ratios[id_]):.3f}", "ok" if good else "MISSED")
+        for name, what, count, id_, good in rows
+    ]
+    print(tabulate(shown, headers=["case", "wrong", "how often", "ratios", f"at most {allowed}"]))
+    return all(row[-1] for row in rows)
+
+
+def _compare(backends: str, model: str, threads: int, seed: int, out: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "harness", "compare", "--model", model, "--backends", backends, "--json"]
+    command += [
+        "--baseline",
+        "onnxruntime",
+        "--threads",
+        str(threads),
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    plugins = Path(__file__).resolve().parent / "plugins"
+    done = subprocess.run(
+        command,
+        cwd=plugins.parent.parent,
+        env={**os.environ, "PYTHONPATH": str(plugins)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    table: dict[str, Any] = json.loads(done.stdout)
+    return table
+
+
 def main() -> int:
     """Run from the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulated", action="store_true", help="judge simulated runs")
-    parser.add_argument("--runs", type=int, default=2000, help="simulated runs a scenario (default: %(default)s)")
+    parser.add_argument("--real", action="store_true", help="run real comparisons on this machine")
+    parser.add_argument("--runs", type=int, help="runs (default: 2000 a simulated scenario, 20 real ones)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation (default: %(default)s)")
+    parser.add_argument("--model", default="resnet50", help="of the real runs (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the real runs (default: %(default)s)")
     options = parser.parse_args()
-    if not options.simulated:
-        parser.error("nothing to do: pass --simulated")
-    if options.runs < 1:
+    if not (options.simulated or options.real):
+        parser.error("nothing to do: pass --simulated or --real")
+    if options.runs is not None and options.runs < 1:
         parser.error(f"--runs must be at least 1, got {options.runs}")
-    return 0 if simulated(options.runs, options.seed) else 1
+    good = True
+    if options.simulated:
+        good &= simulated(options.runs or 2000, options.seed)
+    if options.real:
+        good &= real(options.runs or 20, options.model, options.threads)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
