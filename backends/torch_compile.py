@@ -73,8 +73,12 @@ class TorchCompile(Backend):
         return self._session(call, request, options, facts=facts, notes=_notes(facts))
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
+        import torch._inductor.config
+
         options = _options(request)
         facts, notes = saved_facts(engine_dir)
+        # Nothing is left to compile: a pool of compiler processes would only take memory and start-up time.
+        torch._inductor.config.compile_threads = 1
         if options.aot:
             return self._session(_open_package(engine_dir, request), request, options, facts=facts, notes=notes)
         module = prepare(request, channels_last=options.channels_last)

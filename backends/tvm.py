@@ -10,35 +10,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
 from backends import tvm_tuning
-from harness.api import (
-    Availability,
-    Backend,
-    BackendOptions,
-    Capabilities,
-    CompileRequest,
-    Scalar,
-    Session,
-    TensorSpec,
-)
+from backends.tvm_session import HEADER, LIBRARY, Header, TVMSession, first_line, this_cpu
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Scalar, Session
 from harness.errors import CompileError, HarnessError, RunError, UnsupportedError, UsageError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from harness.api import Tensors
-
-LIBRARY = "engine.so"
-HEADER = "engine.json"
 RECIPE = "1"
 """Changes whenever `_prepare()` does: kernels of another recipe are other tasks with another budget."""
-CONV_LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
-"""Channels last, so that a vector runs along them: ResNet-50's kernels reach several times the speed of NCHW."""
+CONV_LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+"""Channels last, so that a vector runs along them: ResNet-50's kernels reach several times the speed of NCHW.
+Transposed convolutions have kernels for channels first only."""
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
 
 
@@ -56,18 +43,6 @@ class Options(BackendOptions, frozen=True, kw_only=True):
     tuning_seconds: Annotated[
         float, msgspec.Meta(ge=0, description="seconds of tuning, earlier compiles included; 0 replays what is known")
     ] = 120.0
-
-
-class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What lies beside the library and is needed to load it."""
-
-    tvm: str
-    provider: str
-    cpu: str
-    inputs: tuple[str, ...]
-    """Names in the order of the compiled function's arguments."""
-    facts: dict[str, Scalar]
-    notes: list[str]
 
 
 class TVM(Backend):
@@ -130,21 +105,21 @@ class TVM(Backend):
         with _compile_errors(request):
             with request.stage("load"):
                 target = _target(request)
-                prepared, inputs = _prepare(request, target)
+                prepared = _prepare(request, target)
             if options.tuner == "none":
                 with request.stage("build"):
-                    return _session(request, _build(prepared, target, None), inputs, target, None)
+                    return _session(request, _build(prepared.module, target, None), prepared, target, None)
             with tvm_tuning.open_store(_store_folder(request, target), lambda: _say_waiting(request)) as store:
                 budget = tvm_tuning.Budget(seconds=options.tuning_seconds, trials=options.trials)
                 with request.stage("tune"):
-                    tasks = tvm_tuning.extract_tasks(prepared, target)
+                    tasks = tvm_tuning.extract_tasks(prepared.module, target)
                     with tvm_tuning.Tuner(
                         store, tasks, target, budget, threads=request.threads, progress=request.progress
                     ) as tuner:
                         tuner.run()
                         database, outcome = tuner.fill_gaps()
                 with request.stage("build"):
-                    return _session(request, _build(prepared, target, database), inputs, target, outcome)
+                    return _session(request, _build(prepared.module, target, database), prepared, target, outcome)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import tvm
@@ -153,7 +128,7 @@ class TVM(Backend):
             header = msgspec.json.decode((engine_dir / HEADER).read_bytes(), type=Header)
         except (OSError, msgspec.DecodeError) as exc:
             raise RunError(f"tvm: no finished engine in {engine_dir}: {exc}", hint="compile it again") from exc
-        cpu = _cpu()
+        cpu = this_cpu()
         if (header.tvm, header.cpu) != (tvm.__version__, cpu):
             raise RunError(
                 f"tvm: the engine in {engine_dir} is for TVM {header.tvm} on {header.cpu}; "
@@ -167,95 +142,28 @@ class TVM(Backend):
             raise RunError(f"tvm: the engine in {engine_dir} does not load: {exc}", hint="compile it again") from exc
 
 
-class TVMSession(Session):
-    """A Relax virtual machine on the CPU."""
-
-    def __init__(self, request: CompileRequest, executable: Any, header: Header) -> None:
-        import tvm
-        from tvm import relax
-
-        self.provider = header.provider
-        self._header = header
-        self._executable = executable
-        self._specs = {spec.name: spec for spec in request.artifact.inputs}
-        self._output_names = [spec.name for spec in request.artifact.outputs]
-        self._bound = {
-            name: tvm.runtime.empty(self._specs[name].shape, self._specs[name].dtype) for name in header.inputs
-        }
-        self._run = relax.VirtualMachine(executable, tvm.cpu())["main"]
-        self._result: Any = None
-
-    def facts(self) -> dict[str, Scalar]:
-        return dict(self._header.facts)
-
-    def notes(self) -> list[str]:
-        return list(self._header.notes)
-
-    def save(self, engine_dir: Path) -> None:
-        engine_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            self._executable.export_library(str(engine_dir / LIBRARY))
-        except Exception as exc:
-            raise CompileError(
-                f"tvm: the engine cannot be written: {_first_line(exc)}",
-                hint="TVM links it with g++ or clang++, which must be on PATH",
-            ) from exc
-        # Written last: an engine without its header is one that did not finish.
-        (engine_dir / HEADER).write_bytes(msgspec.json.encode(self._header))
-
-    def bind(self, inputs: Tensors) -> None:
-        if set(inputs) != set(self._specs):
-            raise RunError(f"tvm: expected inputs {sorted(self._specs)}, got {sorted(inputs)}")
-        for name, tensor in self._bound.items():
-            _check_fits(self._specs[name], inputs[name])
-            tensor.copyfrom(inputs[name])
-
-    def execute(self) -> None:
-        try:
-            self._result = self._run(*self._bound.values())
-        except Exception as exc:
-            raise RunError(f"tvm: the engine failed: {_first_line(exc)}") from exc
-
-    def synchronize(self) -> None:
-        """Do nothing: CPU kernels have returned when `execute()` does."""
-
-    def outputs(self) -> dict[str, np.ndarray]:
-        if self._result is None:
-            raise RunError("tvm: outputs asked for before the first execute()")
-        results = [self._result] if hasattr(self._result, "numpy") else list(self._result)
-        if len(results) != len(self._output_names):
-            raise RunError(f"tvm: expected {len(self._output_names)} outputs, got {len(results)}")
-        return {name: result.numpy() for name, result in zip(self._output_names, results, strict=True)}
-
-    def close(self) -> None:
-        self._result = self._run = self._executable = None
-        self._bound = {}
-
-
-def _cpu() -> str:
-    from tvm.target.codegen import llvm_get_system_cpu
-
-    return str(llvm_get_system_cpu())
-
-
 def _target(request: CompileRequest) -> Any:
     import tvm
 
     if request.device != "cpu":
         raise UnsupportedError(f"tvm compiles for the cpu only, not for {request.device}", hint="leave out --device")
-    return tvm.target.Target({"kind": "llvm", "mcpu": _cpu(), "num-cores": request.threads})
+    return tvm.target.Target({"kind": "llvm", "mcpu": this_cpu(), "num-cores": request.threads})
 
 
-def _prepare(request: CompileRequest, target: Any) -> tuple[Any, tuple[str, ...]]:
-    """Import the ONNX file and lower it to fused kernels.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The module that tuning and building both start from."""
 
-    Returns:
-        The module that tuning and building both start from, and the inputs in the order of its arguments.
-    """
+    module: Any
+    inputs: tuple[str, ...]
+    """In the order of its arguments."""
+    notes: list[str]
+
+
+def _prepare(request: CompileRequest, target: Any) -> Prepared:
+    """Import the ONNX file and lower it to fused kernels."""
     import onnx
     import tvm
-    from tvm import relax
-    from tvm.relax import transform
     from tvm.relax.frontend.onnx import from_onnx
 
     model = onnx.load(request.artifact.onnx_path)
@@ -264,29 +172,54 @@ def _prepare(request: CompileRequest, target: Any) -> tuple[Any, tuple[str, ...]
     try:
         module = from_onnx(model, keep_params_in_input=False)
     except tvm.error.OpNotImplemented as exc:
-        raise UnsupportedError(f"tvm cannot import {_case(request)}: {_first_line(exc)}") from exc
+        raise UnsupportedError(f"tvm cannot import {_case(request)}: {first_line(exc)}") from exc
+    notes = []
+    if any(node.op_type == "Conv" for node in model.graph.node):
+        try:
+            return Prepared(module=_lower(module, target, CONV_LAYOUT), inputs=inputs, notes=[])
+        except Exception as exc:
+            # The layout pass does not know every operator; what it breaks on runs as it was exported.
+            notes.append(f"convolutions stayed channels first, which is slower: {first_line(exc)}")
+    return Prepared(module=_lower(module, target, None), inputs=inputs, notes=notes)
+
+
+def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None) -> Any:
+    import tvm
+    from tvm import relax
+    from tvm.relax import transform
+
     passes = [
         transform.DecomposeOpsForInference(),
         transform.CanonicalizeBindings(),
-        transform.ConvertLayout(CONV_LAYOUT),
-        transform.Normalize(),
-        transform.CanonicalizeBindings(),
+        *([transform.ConvertLayout(layout), transform.Normalize(), transform.CanonicalizeBindings()] if layout else []),
         transform.FoldConstant(),
         relax.get_pipeline("zero"),
     ]
     with target:
-        return tvm.transform.Sequential(passes)(module), inputs
+        lowered = tvm.transform.Sequential(passes)(module)
+    left: set[str] = set()
+
+    def visit(expression: Any) -> None:
+        if isinstance(expression, relax.Call) and str(getattr(expression.op, "name", "")).startswith("relax.nn."):
+            left.add(expression.op.name)
+
+    for function in lowered.functions.values():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    if left:
+        raise CompileError(f"tvm has no kernels for {', '.join(sorted(left))}")
+    return lowered
 
 
-def _build(prepared: Any, target: Any, database: Any) -> Any:
-    """Compile a prepared module with the schedules of a database, or with none."""
+def _build(module: Any, target: Any, database: Any) -> Any:
+    """Compile a lowered module with the schedules of a database, or with none."""
     import tvm
     from tvm.relax import transform
 
     if database is not None:
         with target, database:
-            prepared = transform.MetaScheduleApplyDatabase()(prepared)
-    return tvm.compile(prepared, target=target)
+            module = transform.MetaScheduleApplyDatabase()(module)
+    return tvm.compile(module, target=target)
 
 
 def _store_folder(request: CompileRequest, target: Any) -> Path:
@@ -297,19 +230,19 @@ def _store_folder(request: CompileRequest, target: Any) -> Path:
 
 
 def _session(
-    request: CompileRequest, executable: Any, inputs: tuple[str, ...], target: Any, outcome: tvm_tuning.Outcome | None
+    request: CompileRequest, executable: Any, prepared: Prepared, target: Any, outcome: tvm_tuning.Outcome | None
 ) -> TVMSession:
     import tvm
 
-    cpu = _cpu()
+    cpu = this_cpu()
     scheduled = outcome is not None and outcome.tasks_tuned + outcome.tasks_unmeasured > 0
     header = Header(
         tvm=tvm.__version__,
         provider=f"{target.kind.name} -mcpu={cpu}" + ("" if scheduled else ", no schedule"),
         cpu=cpu,
-        inputs=inputs,
+        inputs=prepared.inputs,
         facts=_facts(outcome),
-        notes=_notes(outcome),
+        notes=[*_notes(outcome), *prepared.notes],
     )
     try:
         return TVMSession(request, executable, header)
@@ -349,13 +282,6 @@ def _notes(outcome: tvm_tuning.Outcome | None) -> list[str]:
     return notes
 
 
-def _check_fits(spec: TensorSpec, array: np.ndarray) -> None:
-    if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
-        raise RunError(
-            f"tvm: input '{spec.name}' must be {spec.dtype}{list(spec.shape)}, got {array.dtype}{list(array.shape)}"
-        )
-
-
 @contextmanager
 def _compile_errors(request: CompileRequest) -> Iterator[None]:
     try:
@@ -367,17 +293,11 @@ def _compile_errors(request: CompileRequest) -> Iterator[None]:
             f"tvm cannot tune here: {exc}", hint=f"pip install '{PINNED_FFI}', or set tuner=none"
         ) from exc
     except Exception as exc:
-        raise CompileError(f"tvm cannot compile {_case(request)}: {_first_line(exc)}") from exc
+        raise CompileError(f"tvm cannot compile {_case(request)}: {first_line(exc)}") from exc
 
 
 def _case(request: CompileRequest) -> str:
     return f"'{request.artifact.manifest.model}' ({request.precision}, {request.device})"
-
-
-def _first_line(exc: BaseException) -> str:
-    # TVM appends its C++ stack, which the log keeps.
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
 
 
 def _say_waiting(request: CompileRequest) -> None:

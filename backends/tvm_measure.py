@@ -8,6 +8,7 @@ because each start imports TVM, which takes seconds.
 from __future__ import annotations
 
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,15 +61,15 @@ class Workers:
             worker.kill()
         self._threads.shutdown()
 
-    def start(self, module: Any, target: Any) -> None:
+    def start(self, target: Any) -> None:
         """Start all workers at once and have them try the tuner, which some versions of apache-tvm-ffi crash.
 
         Raises:
             TunerBroken: It died, or it raised.
         """
-        answers = list(self._threads.map(lambda worker: _ask(worker, try_tuner, module, target), self._workers))
+        answers = list(self._threads.map(lambda worker: _ask(worker, try_tuner, target), self._workers))
         if any(answers):
-            raise TunerBroken(f"a worker process that made a tuning context ended with {answers[0]}")
+            raise TunerBroken(f"a worker process that tried the tuner ended with {answers[0]}")
 
     def measure(self, candidates: list[Candidate]) -> list[list[float] | str]:
         """Build and run candidates; return for each the measured seconds a call, or what went wrong."""
@@ -94,7 +95,7 @@ class Workers:
 def tune_context(module: Any, target: Any, threads: int) -> Any:
     """Return MetaSchedule's search for one kernel.
 
-    Kills the process with some versions of apache-tvm-ffi: call `Workers.start()` first.
+    With some versions of apache-tvm-ffi this is a segfault: `Workers.start()` finds out.
     """
     from tvm.s_tir import meta_schedule as ms
 
@@ -148,9 +149,18 @@ def _ask(worker: Any, function: Callable[..., object], *arguments: object) -> ob
 _built: dict[int, Any] = {}
 
 
-def try_tuner(module: Any, target: Any) -> None:
-    """Make a tuning context and throw it away."""
+def try_tuner(target: Any) -> None:
+    """Make a tuning context and a database for a tiny kernel, and throw both away."""
+    import tvm
+    from tvm import te
+    from tvm.s_tir import meta_schedule as ms
+
+    source = te.placeholder((8, 8), name="source")
+    kernel = te.create_prim_func([source, te.compute((8, 8), lambda i, j: source[i, j] + 1.0)])
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
     tune_context(module, target, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        ms.database.JSONDatabase(work_dir=folder).commit_workload(module)
 
 
 def build(slot: int, module: Any, target: Any) -> None:
@@ -167,13 +177,18 @@ def build(slot: int, module: Any, target: Any) -> None:
 
 def run(slot: int, arguments: list[Any]) -> list[float]:
     """Measure what `build()` kept; return seconds a call."""
+    import numpy as np
     import tvm
 
     fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
     tensors = []
     for _, dtype, shape in arguments:
         tensor = tvm.runtime.empty(tuple(int(extent) for extent in shape), str(dtype))
-        fill(tensor)
+        if str(dtype).startswith("float"):
+            fill(tensor)
+        else:
+            # Integers may be indices: zero is the one that is never out of range.
+            tensor.copyfrom(np.zeros(tensor.shape, str(dtype)))
         tensors.append(tensor)
     evaluator = _built.pop(slot).time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=MEASURE_MS)
     return [float(second) for second in evaluator(*tensors).results]

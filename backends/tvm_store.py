@@ -1,6 +1,6 @@
 """A tuning database in a folder: resumable, safe against kills, used by one process at a time.
 
-Three files: MetaSchedule's workloads and records, one JSON value a line, and the ledger of what was spent.
+Its files: MetaSchedule's workloads and records, one JSON value a line, and the ledger of what was spent.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import msgspec
 LEDGER = "ledger.json"
 RECORDS = "database_tuning_record.json"
 WORKLOADS = "database_workload.json"
+TRUSTED = "tuner-works.txt"
 
 
 class Ledger(msgspec.Struct, kw_only=True):
@@ -47,12 +50,26 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        from tvm.s_tir import meta_schedule as ms
-
         self._folder = folder
         repair(folder)
-        self.database: Any = ms.database.JSONDatabase(work_dir=str(folder))  # a TVM object; TVM has no types
         self.ledger = _read_ledger(folder)
+
+    @cached_property
+    def database(self) -> Any:
+        """Return MetaSchedule's database. Opened on first use: with broken libraries that is a segfault."""
+        from tvm.s_tir import meta_schedule as ms
+
+        return ms.database.JSONDatabase(work_dir=str(self._folder))
+
+    @property
+    def trusted(self) -> bool:
+        """Say whether a child process has tried the tuner with the libraries installed now."""
+        path = self._folder / TRUSTED
+        return path.exists() and path.read_text() == _libraries()
+
+    def trust(self) -> None:
+        """Note that the tuner works with the libraries installed now."""
+        _replace(self._folder / TRUSTED, _libraries().encode())
 
     def __len__(self) -> int:
         return len(self.database)
@@ -124,6 +141,10 @@ def _parsed(line: bytes) -> object:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _libraries() -> str:
+    return "".join(f"{name} {version(name)}\n" for name in ("apache-tvm", "apache-tvm-ffi"))
 
 
 def _read_ledger(folder: Path) -> Ledger:

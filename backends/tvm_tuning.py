@@ -105,12 +105,7 @@ class Tuner:
         self._cost_model = cost_model(self._model)
         self._workers: Workers | None = None
         self._trial_s = 0.3  # a running mean; this is where it starts
-        self._records_before = len(store)
-        for task in tasks:
-            for record in store.records(task.module):
-                task.best_s = min(mean(record.run_secs), task.best_s or float("inf"))
-                self._model.learn(task.name, decisions_of(record.trace), mean(record.run_secs))
-        self._model.refit()
+        self._records_before = 0
 
     def __enter__(self) -> Tuner:
         return self
@@ -125,9 +120,10 @@ class Tuner:
         Raises:
             TunerBroken: The tuner does not work with the installed libraries.
         """
+        began = time.monotonic()
+        self._survey()
         if not self._tasks or self._budget.exhausted_by(self._store.ledger):
             return
-        began = time.monotonic()
         self._start()
         self._spend(time.monotonic() - began)
         for task in self._tasks:
@@ -137,7 +133,7 @@ class Tuner:
             pass
 
     def fill_gaps(self) -> tuple[Any, Outcome]:
-        """Give every task without a record a schedule that was never measured.
+        """Give every task without a record a schedule that was never measured. Comes after `run()`.
 
         Returns:
             A database that answers for all tasks, and what to say about the tuning.
@@ -164,8 +160,20 @@ class Tuner:
     def _start(self) -> Workers:
         if self._workers is None:
             self._workers = Workers(self._threads)
-            self._workers.start(self._tasks[0].module, self._target)
+            self._workers.start(self._target)
         return self._workers
+
+    def _survey(self) -> None:
+        # Learn what the database already knows, once it is known that touching it kills nobody.
+        if not self._store.trusted:
+            self._start()
+            self._store.trust()
+        self._records_before = len(self._store)
+        for task in self._tasks:
+            for record in self._store.records(task.module):
+                task.best_s = min(mean(record.run_secs), task.best_s or float("inf"))
+                self._model.learn(task.name, decisions_of(record.trace), mean(record.run_secs))
+        self._model.refit()
 
     def _most_promising(self) -> Task | None:
         fastest = max((task.flop / task.best_s for task in self._tasks if task.best_s), default=0.0)
@@ -207,7 +215,6 @@ class Tuner:
 
     def _propose(self, task: Task, size: int) -> list[Any]:
         if task.search is None:
-            self._start()  # has tried in a worker process what would kill this one
             task.search = tune_context(task.module, self._target, self._threads)
             task.search.pre_tuning(1 << 20, BATCH_TRIALS, None, self._store.database, self._cost_model)
         if not task.queue:

@@ -6,6 +6,8 @@ written; 3 a case that was asked for by name has no result; 130 interrupted.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import signal
 import sys
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from harness import __version__, registry
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from harness.records import Run
@@ -37,6 +39,27 @@ class _Commands(click.Group):
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             raise registry.unknown("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
+
+
+class _Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "number"
+
+
+class _Amount(click.FloatRange):
+    """A finite number above zero: JSON, and so `run.json`, has neither infinity nor NaN."""
+
+    name = "number"
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -63,16 +86,18 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 _model = click.option("--model", default="resnet50", show_default=True, help="A reference model; see harness models.")
-_batch = click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Items in one inference."
-)
+_batch = click.option("--batch", type=_Whole(1, 1 << 20), default=1, show_default=True, help="Items in one inference.")
 _seed = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights, inputs and round order."
+    "--seed",
+    type=_Whole(0, (1 << 32) - 1),
+    default=0,
+    show_default=True,
+    help="Seed of weights, inputs and round order.",
 )
 _threads = click.option(
-    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads.  [default: one a physical core]"
+    "--threads", type=_Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
 )
-_opset = click.option("--opset", type=click.IntRange(13, 25), default=18, show_default=True, help="ONNX opset.")
+_opset = click.option("--opset", type=_Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
 _out = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
 )
@@ -96,14 +121,14 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 @_opset
 @click.option(
     "--launches",
-    type=click.IntRange(min=1),
+    type=_Whole(1, 1000),
     default=5,
     show_default=True,
     help="Sets of fresh processes to measure in.",
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Amount(),
     default=180.0,
     show_default=True,
     help="Seconds that measuring may take; compiling is not counted.",
@@ -111,14 +136,14 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 @click.option("--quick", is_flag=True, help="One launch, a few seconds a case; no verdicts, marked as such.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Amount(),
     default=900.0,
     show_default=True,
     help="Seconds that one step of one case may take.",
 )
 @click.option(
     "--memory-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Amount(),
     default=None,
     help="GiB that one worker may take.  [default: 85 % of this machine's]",
 )
@@ -272,22 +297,27 @@ def main(argv: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _interrupt)  # ended by a job system: keep what is finished, as with Ctrl-C
     try:
-        code = cli.main(args=arguments, prog_name="harness", standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(code or OK)
+        sys.exit(_run(arguments))
     except click.ClickException as exc:
-        exc.show()
-        sys.exit(exc.exit_code)
+        _complain(_as_ours(exc), arguments)
+        sys.exit(WRONG_USAGE)
     except HarnessError as exc:
         _complain(exc, arguments)
         sys.exit(exc.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our stdout left (`| head`); Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our stdout left (`| head`)
+        _drop_stdout()
         sys.exit(OK)
+    except OSError as exc:  # a full disk, mostly: the machine's state, not a defect of ours
+        if _is_verbose(arguments):
+            raise
+        full = exc.errno == errno.ENOSPC
+        click.echo(f"error: {exc.filename or 'standard output'}: {exc.strerror or exc}", err=True)
+        click.echo(f"  hint: {'free some disk space' if full else 'run it again with -v for the traceback'}", err=True)
+        _drop_stdout()
+        sys.exit(WRONG_USAGE)
     except Exception as exc:  # a defect of ours: one line, and the way to the rest
         if _is_verbose(arguments):
             raise
@@ -296,12 +326,40 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(NO_RESULT)
 
 
+def _run(arguments: list[str]) -> int:
+    if sys.stdout is not None and "utf" not in (sys.stdout.encoding or "").lower():
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a report holds characters such as µ
+    # Not `cli.main()`: it turns a reader that leaves early into exit code 1, which means drift here.
+    try:
+        with cli.make_context("harness", list(arguments) or ["--help"]) as context:
+            code: int | None = cli.invoke(context)
+    except click.exceptions.Exit as exc:
+        code = exc.exit_code
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code or OK
+
+
+def _as_ours(exc: click.ClickException) -> UsageError:
+    context = exc.ctx if isinstance(exc, click.UsageError) else None
+    message = exc.format_message()
+    return UsageError(
+        message[:1].lower() + message[1:].rstrip("."), hint=f"{context.command_path} --help" if context else None
+    )
+
+
+def _drop_stdout() -> None:
+    # Python flushes once more when it ends, and would complain once more.
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(exc: HarnessError, arguments: list[str]) -> None:
     import shlex
 
     for line in exc.lines():
         click.echo(line, err=True)
-    if not isinstance(exc, UsageError):
+    if not isinstance(exc, (UsageError, StoreError)):
         click.echo(f"  reproduce: harness {shlex.join(arguments)}", err=True)
     if _is_verbose(arguments):
         import traceback

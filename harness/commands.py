@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -16,14 +17,14 @@ from tabulate import tabulate
 
 from harness import __version__, doctor, environment, protocol, registry
 from harness.api import BackendOptions
-from harness.artifact import Artifact
+from harness.artifact import MANIFEST, Artifact
 from harness.cli import INTERRUPTED, exit_code
 from harness.compare import Comparison
-from harness.engines import delete_unless_in_use, engines_root
+from harness.engines import delete_unless_in_use, engines_root, in_use
 from harness.errors import HarnessError, StoreError, UsageError, WorkerCrashed
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
-from harness.paths import cache_root, folder_bytes
+from harness.paths import cache_root, folder_bytes, make_folder
 from harness.plan import find_baseline, parse_variants
 from harness.progress import Narrator
 from harness.records import Run, Settings
@@ -55,7 +56,8 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         except StoreError as exc:
             broken = exc
     run = comparison.run
-    _print(run, "json" if given["as_json"] else given["format_"])
+    if broken is None or run.cases:
+        _print(run, "json" if given["as_json"] else given["format_"])
     if given["verbose"]:
         _print_tracebacks(run)
     if broken is not None:
@@ -107,16 +109,23 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         created=now_utc(),
         harness=__version__,
         state="running",
-        command="harness " + " ".join(sys.argv[1:]),
+        command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
         environment=environment.describe(doctor.advice(doctor.examine())),
     )
+    try:
+        folder.save(run)
+    except StoreError:
+        folder.path.rmdir()  # nothing is in it yet
+        raise
     return folder, run
 
 
 def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]:
     folder = find_run(given["resume"], given["out"])
     run = load_run(folder)
+    if in_use(run.id):
+        raise UsageError(f"run {run.id} is being measured by another process", hint="wait until it has ended")
     if run.state == "finished" and not {"launches", "budget"} & explicit:
         raise UsageError(
             f"run {run.id} is finished; nothing to resume",
@@ -146,7 +155,7 @@ def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:
 
 
 def _print(run: Run, format_: str) -> None:
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     color = terminal and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size().columns if terminal else None
     click.echo(registry.report(format_).render(summarize(run), color=color, width=width), nl=False, color=color)
@@ -292,9 +301,10 @@ def run_export(given: dict[str, Any]) -> None:
     target: Path | None = given["to"]
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
-    logs = cache_root() / "logs"
+    if target is not None:
+        make_folder(target, "the folder", hint="choose another --to")
     launcher = Launcher(
-        logs=logs,
+        logs=cache_root() / "logs",
         threads=given["threads"] or environment.default_threads(),
         memory_limit_bytes=int(MEMORY_SHARE * environment.memory_bytes()),
         timeout_s=3600.0,
@@ -327,9 +337,18 @@ def run_export(given: dict[str, Any]) -> None:
 
 def _copy(artifact: Artifact, target: Path) -> None:
     try:
-        shutil.copytree(artifact.folder, target, dirs_exist_ok=True)
-    except (OSError, shutil.Error) as exc:
-        raise StoreError(f"the artifact cannot be copied to {target}: {exc}") from exc
+        shutil.copytree(artifact.folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        shutil.copy2(artifact.folder / MANIFEST, target)  # last, as in the cache: what lacks it is not finished
+    except OSError as exc:
+        for path in target.iterdir():
+            path.unlink()
+        raise StoreError(f"the artifact cannot be copied to {target}: {_reason(exc)}") from exc
+
+
+def _reason(exc: OSError) -> str:
+    # `shutil.Error` holds a list of (source, destination, reason): the first says enough.
+    first = exc.args[0] if exc.args else exc
+    return str(first[0][2]) if isinstance(first, list) and first else exc.strerror or str(exc)
 
 
 def run_doctor(*, as_json: bool) -> None:
@@ -360,6 +379,8 @@ def run_cache(action: str, parts: list[str]) -> None:
                 kept = _clear_engines()
             else:
                 shutil.rmtree(root / part, ignore_errors=True)
+                if (root / part).exists():
+                    raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
         click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} engine(s) in use" if kept else ""))
         return
     click.echo(

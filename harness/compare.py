@@ -16,7 +16,7 @@ import psutil
 
 from harness import drift, environment
 from harness.artifact import Artifact, TensorSpec, read_tensors, sha256
-from harness.compiling import Compiled, Compiler
+from harness.compiling import REUSED, Compiled, Compiler
 from harness.engines import EngineStore
 from harness.errors import ExportError, StoreError
 from harness.export import Recipe, ensure_artifact
@@ -294,7 +294,7 @@ class Comparison:
     def _prune(self, engines: EngineStore) -> None:
         for case in self.run.cases:
             if case.engine:
-                engines.prune(Path(case.engine))
+                engines.prune(Path(case.engine).parent)
 
 
 def _digest(outputs: dict[int, Path]) -> str:
@@ -320,6 +320,8 @@ def _control(seat: Seat) -> Seat:
 def _compile_line(case: Case) -> str:
     if case.failure is not None:
         return f"{case.id}: {case.status} ({case.failure.stage}): {case.failure.message.splitlines()[0][:160]}"
+    if when := case.facts.get(REUSED):
+        return f"reused {case.id}: its engine was compiled at {when} in {case.stages['compile']:.1f} s"
     return f"compiled {case.id}: {case.stages['compile']:.1f} s"
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from harness import environment, protocol, registry
 from harness.artifact import Artifact
-from harness.engines import Engine, EngineStore, backend_cache
+from harness.engines import FILES, Engine, EngineStore, backend_cache
 from harness.errors import HarnessError, UnavailableError, UnsupportedError
 from harness.export import DEFAULT_OPSET
 from harness.launcher import Launcher, OnProgress, Worker
@@ -21,6 +21,9 @@ from harness.protocol import CaseSpec
 from harness.records import Case, Settings
 from harness.rounds import Seat, describe
 from harness.store import now_utc
+
+REUSED = "engine_compiled_at"
+"""The fact that tells an engine of an earlier run from one that this run compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +57,12 @@ class Compiler:
         """Compile a variant; whatever goes wrong becomes the case's status and failure."""
         spec, seat, case = self.describe(variant)
         attempt = _Attempt(log=self._launcher.logs / f"{variant.slug}-compile.log")
-        folder = Path(spec.engine_dir)
+        folder = Path(spec.engine_dir).parent
         try:
             engine = self._earlier(folder) if self._settings.reuse_engines else None
             if engine is None:
                 shutil.rmtree(folder, ignore_errors=True)
-                make_folder(folder, "the engine folder")
+                make_folder(Path(spec.engine_dir), "the engine folder")
                 make_folder(Path(spec.cache_dir), "the backend's cache folder")
                 engine = self._build(seat, attempt)
                 self._engines.write(folder, engine)
@@ -97,7 +100,7 @@ class Compiler:
             engine_dir="",
             cache_dir=str(backend_cache(variant.backend)),
         )
-        folder = self._engines.folder(spec, variant.id, self._artifact.hash, self._machine)
+        folder = self._engines.folder(spec, variant.id, self._artifact.hash, self._machine) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
         seat = Seat(
             case=variant.id,
@@ -121,7 +124,7 @@ class Compiler:
     def resumed(self, variant: Variant, case: Case) -> Compiled | None:
         """Return a case that an interrupted run has compiled, or None where its engine is gone."""
         _, seat, fresh = self.describe(variant)
-        engine = self._engines.read(Path(seat.spec.engine_dir))
+        engine = self._engines.read(Path(seat.spec.engine_dir).parent)
         if engine is None:
             return None
         again = self.finished(fresh, seat, engine)
@@ -133,7 +136,7 @@ class Compiler:
                 continue  # built by other versions
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(path, folder, symlinks=True)
-            facts = {**engine.opened.facts, "compiled": engine.created}
+            facts = {**engine.opened.facts, REUSED: engine.created}
             return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
         return None
 

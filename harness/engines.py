@@ -19,7 +19,7 @@ from harness.paths import cache_root, make_folder, write_atomically
 from harness.protocol import CaseSpec, Opened
 from harness.records import Record
 
-MANIFEST = "engine.json"
+FILES, MANIFEST = "engine", "manifest.json"
 
 
 class Engine(Record, frozen=True, kw_only=True):
@@ -94,6 +94,18 @@ class EngineStore:
         for path in folder.parent.glob("*"):
             if path != folder:
                 delete_unless_in_use(path)
+
+
+def in_use(run_id: str) -> bool:
+    """Return whether a living process measures this run."""
+    path = engines_root() / f"{run_id}.lock"
+    if not path.exists():
+        return False
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 def delete_unless_in_use(folder: Path) -> bool:

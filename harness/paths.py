@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import StoreError
@@ -20,8 +21,10 @@ def cache_root() -> Path:
     return user_cache_path("harness")
 
 
-def make_folder(path: Path, what: str) -> Path:
+def make_folder(path: Path, what: str, *, hint: str | None = None) -> Path:
     """Create a folder and make sure that files can be written in it.
+
+    `hint` says how to choose another where it is neither the output nor the cache folder.
 
     Raises:
         StoreError: It cannot be created or written; the message says which folder and why.
@@ -31,8 +34,10 @@ def make_folder(path: Path, what: str) -> Path:
         probe = path / f".write-test-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
+    except FileExistsError as exc:
+        raise StoreError(f"{what} {path} is a file, not a folder", hint=hint or _hint(exc)) from exc
     except OSError as exc:
-        raise StoreError(f"{what} {path} cannot be written: {exc.strerror}", hint=_hint(exc)) from exc
+        raise StoreError(f"{what} {path} cannot be written: {exc.strerror}", hint=hint or _hint(exc)) from exc
     return path
 
 
@@ -50,8 +55,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as exc:
-        part.unlink(missing_ok=True)
         raise StoreError(f"{path} cannot be written: {exc.strerror}", hint=_hint(exc)) from exc
+    finally:
+        with suppress(OSError):  # it is gone where all went well, and cannot be there where its folder is not
+            part.unlink()
 
 
 def folder_bytes(path: Path) -> int:

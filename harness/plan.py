@@ -11,6 +11,8 @@ registered backend with default options. The same item may be given twice; it is
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from harness.api import BackendOptions, Scalar
 from harness.errors import UsageError
 
 ALL = "all"
+SLUG_CHARACTERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,12 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """A name for folders and log files."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.id)
+        """A name for log files and folders, short enough for any file system and unlike that of any other id."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.id)
+        if len(name) <= SLUG_CHARACTERS and re.fullmatch(r"[A-Za-z0-9._,:=#-]+", self.id):
+            return name
+        # Cut, or with characters that another id may have in the same place: the id's digest tells them apart.
+        return f"{name[:SLUG_CHARACTERS]}-{hashlib.sha256(self.id.encode()).hexdigest()[:8]}"
 
 
 def parse_variants(texts: list[str]) -> list[Variant]:
@@ -62,7 +69,9 @@ def parse_variants(texts: list[str]) -> list[Variant]:
                     f"option '{token}' belongs to no backend", hint="write it after one: --backends tvm:trials=64"
                 )
             items[-1][1].append(token)
-        elif head == ALL and not colon:
+        elif head == ALL and colon:
+            raise UsageError(f"'{token}': 'all' takes no options", hint="name a backend: --backends all,tvm:trials=64")
+        elif head == ALL:
             items += [(name, [], False) for name in registry.backend_names()]
         else:
             items.append((head, [rest] if colon else [], True))
@@ -90,8 +99,11 @@ def _variant(name: str, options: list[str], asked_by_name: bool) -> Variant:
         parsed = msgspec.convert(raw, type=kind.Options, strict=False)
     except msgspec.ValidationError as exc:
         raise UsageError(f"options of {name}: {_plain(exc, raw)}", hint=f"harness backends {name}") from exc
-    kind.check(parsed)
     values: dict[str, Scalar] = {key: getattr(parsed, key) for key in raw}
+    for key, chosen in values.items():
+        if isinstance(chosen, float) and not math.isfinite(chosen):  # JSON has neither infinity nor NaN
+            raise UsageError(f"options of {name}: {key}={raw[key]}: a finite number is wanted")
+    kind.check(parsed)
     text = ",".join(f"{key}={_text(value)}" for key, value in values.items())
     return Variant(id=f"{name}:{text}" if text else name, backend=name, options=values, asked_by_name=asked_by_name)
 
@@ -111,20 +123,25 @@ def _renamed(variant: Variant, id_: str) -> Variant:
 
 
 def _plain(exc: msgspec.ValidationError, raw: dict[str, str]) -> str:
-    # msgspec says "Expected `int`, got `str` - at `$.trials`"; the user wants the name and the value first.
+    # msgspec says "Expected `int | null`, got `str` - at `$.trials`"; the user wants the name and the value first,
+    # and every value that was typed is a `str`.
     text, _, where = str(exc).partition(" - at `$.")
+    text = text.replace(" | null", "").removesuffix(", got `str`")
     key = where.rstrip("`")
     return f"{key}={raw[key]}: {text}" if key in raw else text
 
 
 def _text(value: Scalar) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def find_baseline(variants: list[Variant], wanted: str | None) -> str:
     """Return the id of the case that all others are compared with.
 
-    The one asked for, by its id or its backend's name; else the registry's default baseline; else the first.
+    The one asked for, by its id in any spelling or by its backend's name, first the one without options; else the
+    registry's default baseline; else the first.
 
     Raises:
         UsageError: The baseline that was asked for is not among the cases.
@@ -132,7 +149,11 @@ def find_baseline(variants: list[Variant], wanted: str | None) -> str:
     ids = [variant.id for variant in variants]
     if wanted is None:
         return next((v.id for v in variants if v.backend == registry.BASELINE and not v.options), ids[0])
-    match = next((v.id for v in variants if wanted in (v.id, v.backend)), None)
+    # Cases may be written in several ways: `ms=2` and `ms=2.0` are one.
+    spelling = wanted
+    if ":" in wanted and wanted not in ids:
+        spelling = ",".join(variant.id for variant in parse_variants([wanted]))
+    match = spelling if spelling in ids else next((v.id for v in variants if v.backend == wanted), None)
     if match is None:
         raise UsageError(f"baseline '{wanted}' is not among the cases", hint="it must be one of: " + ", ".join(ids))
     return match

@@ -71,7 +71,7 @@ def backend(name: str) -> type[Backend]:
     """Return a backend's class.
 
     Raises:
-        UsageError: No backend has this name; the message suggests one.
+        UsageError: No backend has this name, and the message suggests one; or its module cannot be imported.
     """
     return cast("type[Backend]", _load("backend", name, _table("backends", BACKENDS)))
 
@@ -116,5 +116,12 @@ def _table(group: str, own: dict[str, Entry]) -> dict[str, Entry]:
 def _load(kind: str, name: str, table: dict[str, Entry]) -> object:
     if name not in table:
         raise unknown(kind, name, table)
-    module, _, attribute = table[name].where.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    where = table[name].where
+    module, _, attribute = where.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as exc:  # other people's code may raise anything while it is imported
+        raise UsageError(
+            f"the {kind} '{name}' cannot be imported from {where}: {type(exc).__name__}: {exc}",
+            hint="repair or uninstall the package that registers it",
+        ) from exc

@@ -8,6 +8,7 @@ changes of the machine hit all alike. Whoever is not being sampled is stopped.
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class _Seated:
 
     @property
     def slow(self) -> bool:
-        return bool(self.warm_up_ns) and self.warm_up_ns[-1] > SLOW_ITERATION_SECONDS * 1e9
+        return bool(self.warm_up_ns) and statistics.median(self.warm_up_ns) > SLOW_ITERATION_SECONDS * 1e9
 
     def sitting(self) -> Sitting:
         return Sitting(
@@ -184,8 +185,8 @@ def _load_all(
             _load(seated[-1], launcher, errors)
         return
     say(f"launch {index + 1}: loading {len(seats)} workers")
-    for seat in seats:  # from this thread: a worker dies with the thread that started it
-        seated.append(_start(seat, launcher, index, alone=False))
+    # Started from this thread: a worker dies with the thread that started it.
+    seated.extend(_start(seat, launcher, index, alone=False) for seat in seats)
     with ThreadPoolExecutor(usable_cores()) as pool:
         loads = [pool.submit(_load, one, launcher, errors) for one in seated]
         try:

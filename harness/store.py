@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,23 +24,20 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path, model: str) -> RunFolder:
-        """Make a new folder below `out`, named after the time and the model.
+        """Make a new folder below `out`, named after the time and the model, with a name that no other run has.
 
         Raises:
             StoreError: `out` cannot be written.
         """
         make_folder(out, "the output folder")
-        stem = datetime.now().strftime("%Y-%m-%dT%H-%M-%S") + "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", model)
-        for attempt in range(1, 1000):
-            path = out / (stem if attempt == 1 else f"{stem}-{attempt}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            except OSError as exc:
-                raise StoreError(f"the run folder {path} cannot be made: {exc.strerror}") from exc
-            return cls(path)
-        raise StoreError(f"no free name for a run folder in {out}")
+        when = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+        # The name is also the run's id, by which its engines are found, whichever folder it lies in.
+        path = out / f"{when}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir()
+        except OSError as exc:
+            raise StoreError(f"the run folder {path} cannot be made: {exc.strerror}") from exc
+        return cls(path)
 
     @property
     def logs(self) -> Path:
@@ -76,7 +74,8 @@ def find_run(name: str, out: Path) -> RunFolder:
     )
     if name == "last" and runs:
         return RunFolder(max(runs, key=lambda path: (path / RUN_FILE).stat().st_mtime))
-    found = [path for path in runs if path.name.startswith(name)]
+    # A second run of the same second is named after the first: the whole name goes before the start of one.
+    found = [path for path in runs if path.name == name] or [path for path in runs if path.name.startswith(name)]
     if len(found) == 1:
         return RunFolder(found[0])
     if not runs:

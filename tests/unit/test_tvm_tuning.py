@@ -20,8 +20,9 @@ import psutil
 import pytest
 
 from backends import tvm_measure
-from backends.tvm import HEADER, TVM, Header, Options
+from backends.tvm import TVM, Options
 from backends.tvm_cost_model import TileModel, features
+from backends.tvm_session import HEADER, Header
 from backends.tvm_store import LEDGER, RECORDS, WORKLOADS, Budget, Ledger, Store, open_store, repair
 from backends.tvm_tuning import Outcome, Task, Tuner, TunerBroken, extract_tasks
 from harness.api import CompileRequest
@@ -258,14 +259,14 @@ def test_a_kill_while_tuning_leaves_a_database_that_resumes(tmp_path: Path, targ
 
 
 def test_a_tuner_that_segfaults_is_told_from_one_that_works(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def segfault(module: Any, target: Any) -> None:
+    def segfault(target: Any) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
     monkeypatch.setattr(tvm_measure, "try_tuner", segfault)
     workers = tvm_measure.Workers(1)
     try:
         with pytest.raises(TunerBroken, match="ChildProcessError"):
-            workers.start(None, target)
+            workers.start(target)
     finally:
         workers.close()
 

@@ -1,0 +1,116 @@
+"""An engine that TVM compiled: how it runs, what is saved of it, and what must fit for it to load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from harness.api import CompileRequest, Scalar, Session, TensorSpec
+from harness.errors import CompileError, RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from harness.api import Tensors
+
+LIBRARY = "engine.so"
+HEADER = "engine.json"
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies beside the library and is needed to load it."""
+
+    tvm: str
+    provider: str
+    cpu: str
+    inputs: tuple[str, ...]
+    """Names in the order of the compiled function's arguments."""
+    facts: dict[str, Scalar]
+    notes: list[str]
+
+
+class TVMSession(Session):
+    """A Relax virtual machine on the CPU."""
+
+    def __init__(self, request: CompileRequest, executable: Any, header: Header) -> None:
+        import tvm
+        from tvm import relax
+
+        self.provider = header.provider
+        self._header = header
+        self._executable = executable
+        self._specs = {spec.name: spec for spec in request.artifact.inputs}
+        self._output_names = [spec.name for spec in request.artifact.outputs]
+        self._bound = {
+            name: tvm.runtime.empty(self._specs[name].shape, self._specs[name].dtype) for name in header.inputs
+        }
+        self._run = relax.VirtualMachine(executable, tvm.cpu())["main"]
+        self._result: Any = None
+
+    def facts(self) -> dict[str, Scalar]:
+        return dict(self._header.facts)
+
+    def notes(self) -> list[str]:
+        return list(self._header.notes)
+
+    def save(self, engine_dir: Path) -> None:
+        engine_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._executable.export_library(str(engine_dir / LIBRARY))
+        except Exception as exc:
+            raise CompileError(
+                f"tvm: the engine cannot be written: {first_line(exc)}",
+                hint="TVM links it with g++ or clang++, which must be on PATH",
+            ) from exc
+        # Written last: an engine without its header is one that did not finish.
+        (engine_dir / HEADER).write_bytes(msgspec.json.encode(self._header))
+
+    def bind(self, inputs: Tensors) -> None:
+        if set(inputs) != set(self._specs):
+            raise RunError(f"tvm: expected inputs {sorted(self._specs)}, got {sorted(inputs)}")
+        for name, tensor in self._bound.items():
+            _check_fits(self._specs[name], inputs[name])
+            tensor.copyfrom(inputs[name])
+
+    def execute(self) -> None:
+        try:
+            self._result = self._run(*self._bound.values())
+        except Exception as exc:
+            raise RunError(f"tvm: the engine failed: {first_line(exc)}") from exc
+
+    def synchronize(self) -> None:
+        """Do nothing: CPU kernels have returned when `execute()` does."""
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        if self._result is None:
+            raise RunError("tvm: outputs asked for before the first execute()")
+        results = [self._result] if hasattr(self._result, "numpy") else list(self._result)
+        if len(results) != len(self._output_names):
+            raise RunError(f"tvm: expected {len(self._output_names)} outputs, got {len(results)}")
+        return {name: result.numpy() for name, result in zip(self._output_names, results, strict=True)}
+
+    def close(self) -> None:
+        self._result = self._run = self._executable = None
+        self._bound = {}
+
+
+def this_cpu() -> str:
+    """Return LLVM's name of this machine's CPU, such as `znver4`."""
+    from tvm.target.codegen import llvm_get_system_cpu
+
+    return str(llvm_get_system_cpu())
+
+
+def first_line(exc: BaseException) -> str:
+    """Return an error's type and first line: TVM appends its C++ stack, which the log keeps."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
+
+
+def _check_fits(spec: TensorSpec, array: np.ndarray) -> None:
+    if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
+        raise RunError(
+            f"tvm: input '{spec.name}' must be {spec.dtype}{list(spec.shape)}, got {array.dtype}{list(array.shape)}"
+        )
