@@ -102,16 +102,13 @@ class OnnxRuntimeSession(Session):
     def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
         import onnxruntime
 
+        fitting = self._artifact.check_inputs(inputs)
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
-        for spec in self._artifact.inputs:
-            array = inputs.get(spec.name)
-            if array is None or tuple(array.shape) != spec.shape or str(array.dtype) != spec.dtype:
-                got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise RunError(f"input '{spec.name}' must be {spec.dtype}{list(spec.shape)}, got {got}")
+        for name, array in fitting.items():
             # On the CPU an OrtValue would share the caller's memory: copy, as every other backend does.
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), self._device, self._index)
-            self._binding.bind_ortvalue_input(spec.name, value)
+            self._binding.bind_ortvalue_input(name, value)
         for output in self._session.get_outputs():
             self._binding.bind_output(output.name, self._device, self._index)
 

@@ -125,13 +125,13 @@ class EngineSession(Session):
         write_engine(engine_dir, self._plan, self._card)
 
     def bind(self, inputs: Tensors) -> None:
-        specs = self._artifact.inputs
-        if set(inputs) != {spec.name for spec in specs}:
-            raise RunError(f"expected inputs {[spec.name for spec in specs]}, got {list(inputs)}")
+        import numpy as np
+
+        fitting = self._artifact.check_inputs(inputs)
         # The copies are asynchronous: what they read must outlive them.
-        self._staged = [_checked(spec, inputs[spec.name]) for spec in specs]
-        for spec, array in zip(specs, self._staged, strict=True):
-            self._memory.upload(self._addresses[spec.name], array)
+        self._staged = [np.ascontiguousarray(array) for array in fitting.values()]
+        for name, array in zip(fitting, self._staged, strict=True):
+            self._memory.upload(self._addresses[name], array)
 
     def execute(self) -> None:
         if not self._context.execute_async_v3(self.stream):
@@ -211,13 +211,3 @@ class EngineSession(Session):
 
     def _reasons(self) -> str:
         return "; ".join(self._messages.take()) or "TensorRT gave no reason"
-
-
-def _checked(spec: TensorSpec, array: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    if array.dtype.name != spec.dtype or array.shape != spec.shape:
-        raise RunError(
-            f"input '{spec.name}': expected {spec.dtype}{list(spec.shape)}, got {array.dtype.name}{list(array.shape)}"
-        )
-    return np.ascontiguousarray(array)

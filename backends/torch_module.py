@@ -96,12 +96,9 @@ class TorchSession(Session):
     def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
         import torch
 
+        fitting = self._artifact.check_inputs(inputs)
         self._inputs = []
-        for spec in self._artifact.inputs:
-            array = inputs.get(spec.name)
-            if array is None or tuple(array.shape) != spec.shape or str(array.dtype) != spec.dtype:
-                got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise RunError(f"input '{spec.name}' must be {spec.dtype}{list(spec.shape)}, got {got}")
+        for array in fitting.values():
             layout = self._layout if array.ndim == 4 else torch.contiguous_format
             # A copy even on the CPU: the array may be read-only, and every backend pays for its own copy alike.
             tensor = torch.tensor(array, device=self._device)

@@ -34,7 +34,7 @@ class Options(BackendOptions, frozen=True, kw_only=True):
 
     tuner: Annotated[
         Literal["meta-schedule", "none"],
-        msgspec.Meta(description="none: leave every kernel without a schedule, about 90 times slower than eager"),
+        msgspec.Meta(description="none: leave every kernel without a schedule, many times slower than eager"),
     ] = "meta-schedule"
     trials: (
         Annotated[int, msgspec.Meta(ge=0, description="most kernels to try, earlier compiles included; default: any")]

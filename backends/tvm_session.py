@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from harness.api import CompileRequest, Scalar, Session, TensorSpec
+from harness.api import CompileRequest, Scalar, Session
 from harness.errors import CompileError, RunError
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ class TVMSession(Session):
         self.provider = header.provider
         self._header = header
         self._executable = executable
-        self._specs = {spec.name: spec for spec in request.artifact.inputs}
+        self._artifact = request.artifact
+        specs = {spec.name: spec for spec in request.artifact.inputs}
         self._output_names = [spec.name for spec in request.artifact.outputs]
-        self._bound = {
-            name: tvm.runtime.empty(self._specs[name].shape, self._specs[name].dtype) for name in header.inputs
-        }
+        self._bound = {name: tvm.runtime.empty(specs[name].shape, specs[name].dtype) for name in header.inputs}
         self._run = relax.VirtualMachine(executable, tvm.cpu())["main"]
         self._result: Any = None
 
@@ -68,11 +67,9 @@ class TVMSession(Session):
         (engine_dir / HEADER).write_bytes(msgspec.json.encode(self._header))
 
     def bind(self, inputs: Tensors) -> None:
-        if set(inputs) != set(self._specs):
-            raise RunError(f"tvm: expected inputs {sorted(self._specs)}, got {sorted(inputs)}")
+        fitting = self._artifact.check_inputs(inputs)
         for name, tensor in self._bound.items():
-            _check_fits(self._specs[name], inputs[name])
-            tensor.copyfrom(inputs[name])
+            tensor.copyfrom(fitting[name])
 
     def execute(self) -> None:
         try:
@@ -107,10 +104,3 @@ def first_line(exc: BaseException) -> str:
     """Return an error's type and first line: TVM appends its C++ stack, which the log keeps."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
-
-
-def _check_fits(spec: TensorSpec, array: np.ndarray) -> None:
-    if (str(array.dtype), array.shape) != (spec.dtype, spec.shape):
-        raise RunError(
-            f"tvm: input '{spec.name}' must be {spec.dtype}{list(spec.shape)}, got {array.dtype}{list(array.shape)}"
-        )

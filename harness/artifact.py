@@ -7,12 +7,13 @@ finish. All tensors are safetensors files: no pickle crosses a process border.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from harness.errors import StoreError
+from harness.errors import RunError, StoreError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +115,22 @@ class Artifact:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Output specs in the order in which the module returns them."""
         return self.manifest.outputs
+
+    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return inputs in argument order after holding them against the specs: what `Session.bind()` starts with.
+
+        Raises:
+            RunError: A name, shape or dtype does not fit; the message says what was expected.
+        """
+        expected = {spec.name: spec for spec in self.inputs}
+        if set(inputs) != set(expected):
+            raise RunError(f"expected inputs {sorted(expected)}, got {sorted(inputs)}")
+        for name, spec in expected.items():
+            array = inputs[name]
+            if (str(array.dtype), tuple(array.shape)) != (spec.dtype, spec.shape):
+                want, got = f"{spec.dtype}{list(spec.shape)}", f"{array.dtype}{list(array.shape)}"
+                raise RunError(f"input '{name}' must be {want}, got {got}")
+        return {name: inputs[name] for name in expected}
 
     def input_set(self, index: int) -> dict[str, np.ndarray]:
         """Return input set `index` in argument order."""

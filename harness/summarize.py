@@ -30,14 +30,13 @@ class _Visits:
     marked: int
     """Disturbed windows among all."""
     total: int
-    marked_used: bool
 
 
 def summarize(run: Run) -> RunSummary:
     """Derive latencies, comparisons, verdicts and the closing sentence from a run's raw samples.
 
-    Works on a run in any state: what has no samples has no numbers. Windows that something disturbed are left out,
-    unless fewer than half of a case's windows would remain: a busy machine's numbers are marked, not withheld.
+    Works on a run in any state: what has no samples has no numbers. Windows that something disturbed are counted, not
+    left out: which ones are marked differs from case to case, so leaving them out would favour one over another.
     """
     cases, contrasts = estimates(run)
     comparisons = _comparisons(cases, contrasts)
@@ -97,14 +96,7 @@ def _visits(launches: list[Launch], case: str, boundary: Boundary) -> _Visits:
         for window in sitting.windows
         if window.boundary == boundary and window.samples_ns
     ]
-    clean = [pair for pair in every if not pair[1].marks]
-    marked_used = 2 * len(clean) < len(every)
-    return _Visits(
-        windows=every if marked_used else clean,
-        marked=len(every) - len(clean),
-        total=len(every),
-        marked_used=marked_used,
-    )
+    return _Visits(windows=every, marked=sum(bool(window.marks) for _, window in every), total=len(every))
 
 
 def _latency(visits: _Visits) -> Latency | None:
@@ -143,7 +135,6 @@ def _row(case: Case, run: Run, comparison: Comparison | None) -> CaseSummary:
         worst_drift=drift.worst(case.drift),
         marked_windows=compute.marked + outside.marked,
         windows=compute.total + outside.total,
-        marked_used=compute.marked_used,
     )
 
 

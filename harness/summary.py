@@ -59,8 +59,6 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     """Index into `case.drift` of the output farthest from the reference, a failed one first."""
     marked_windows: int
     windows: int
-    marked_used: bool = False
-    """Disturbed windows are in the numbers of compute, because fewer than half of the windows were undisturbed."""
 
 
 class RunSummary(Record, frozen=True, kw_only=True):

@@ -163,7 +163,9 @@ def test_refresh_exports_again(own_cache: Path, copied_export: list[Path], launc
     assert len(copied_export) == 1
 
 
-@pytest.mark.parametrize("error", [ExportError("it cannot"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ExportError("it cannot"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
 def test_failed_refresh_keeps_the_old_artifact_and_no_part(
     error: BaseException, own_cache: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +241,7 @@ def test_opening_a_damaged_artifact_says_what_to_do(damage: Callable[[Path], Non
 # ---- models that cannot be exported
 
 
-BAD_MODELS = '''
+BAD_MODELS = """
 from __future__ import annotations
 import numpy as np
 from harness.api import ReferenceModel
@@ -269,7 +271,7 @@ class CannotRun(Bad):
     def build(self):
         import torch
         return torch.nn.Linear(5, 5)
-'''
+"""
 
 
 @pytest.mark.parametrize(

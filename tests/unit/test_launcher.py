@@ -103,7 +103,7 @@ def test_line_in_pieces_is_one_message(impostor: Impostor) -> None:
 
 
 def test_messages_in_one_write_are_told_apart(impostor: Impostor) -> None:
-    worker = impostor("ask()\nsay(b'{\"is\":\"progress\",\"text\":\"a\"}\\n' * 3 + DONE + DONE)\nask()\nask()")
+    worker = impostor('ask()\nsay(b\'{"is":"progress","text":"a"}\\n\' * 3 + DONE + DONE)\nask()\nask()')
     heard: list[str] = []
     took = worker.call(ASK, protocol.Took, timeout_s=LONG_S, on_progress=lambda progress: heard.append(progress.text))
     assert (took.seconds, heard) == (1.5, ["a", "a", "a"])
@@ -111,12 +111,16 @@ def test_messages_in_one_write_are_told_apart(impostor: Impostor) -> None:
 
 
 def test_answer_larger_than_a_pipe(impostor: Impostor) -> None:
-    worker = impostor("ask()\nsay(b'{\"is\":\"done\",\"value\":{\"durations_ns\":[' + b'7,' * 400000 + b'7]}}\\n')\nask()")
+    worker = impostor(
+        'ask()\nsay(b\'{"is":"done","value":{"durations_ns":[\' + b\'7,\' * 400000 + b\'7]}}\\n\')\nask()'
+    )
     assert worker.call(protocol.WarmUp(), protocol.Samples, timeout_s=LONG_S).durations_ns == [7] * 400001
 
 
 def test_output_of_libraries_is_not_the_protocol(impostor: Impostor) -> None:
-    worker = impostor("ask()\nprint('{\"is\":\"done\",\"value\":null}', flush=True)\nos.write(2, b'warn')\nsay(DONE)\nask()")
+    worker = impostor(
+        'ask()\nprint(\'{"is":"done","value":null}\', flush=True)\nos.write(2, b\'warn\')\nsay(DONE)\nask()'
+    )
     assert ask(worker) == 1.5
     assert '"value":null' in worker.log_tail() and "warn" in worker.log_tail()
 
@@ -200,7 +204,7 @@ def test_timeout_ends_the_whole_tree(impostor: Impostor) -> None:
 
 
 def test_signs_of_life_do_not_extend_the_time_limit(impostor: Impostor) -> None:
-    worker = impostor("ask()\nwhile True:\n    say(b'{\"is\":\"progress\",\"text\":\"a\"}\\n')\n    time.sleep(0.01)")
+    worker = impostor('ask()\nwhile True:\n    say(b\'{"is":"progress","text":"a"}\\n\')\n    time.sleep(0.01)')
     with pytest.raises(StepTimeout):
         ask(worker, timeout_s=0.5)
 
@@ -288,7 +292,9 @@ def test_stop_and_resume_of_a_dead_worker_are_harmless(impostor: Impostor) -> No
 
 def test_environment_of_a_worker_is_explicit(impostor: Impostor) -> None:
     names = [*THREAD_VARIABLES, "TMPDIR", MARK]
-    worker = impostor(f"print([os.environ[name] for name in {names!r}], os.getcwd(), flush=True)\nask()\nsay(DONE)\nask()")
+    worker = impostor(
+        f"print([os.environ[name] for name in {names!r}], os.getcwd(), flush=True)\nask()\nsay(DONE)\nask()"
+    )
     ask(worker)
     scratch = worker._scratch
     assert worker.log_tail() == f"{['3'] * len(THREAD_VARIABLES) + [str(scratch), worker._mark]} {scratch}"
@@ -329,9 +335,7 @@ def test_launcher_ends_its_workers_whatever_happens(tmp_path: Path) -> None:
 
 def test_interpreter_that_is_not_there(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    launcher = Launcher(
-        logs=tmp_path, threads=1, memory_limit_bytes=1, timeout_s=1.0, python=str(tmp_path / "python9")
-    )
+    launcher = Launcher(logs=tmp_path, threads=1, memory_limit_bytes=1, timeout_s=1.0, python=str(tmp_path / "python9"))
     with pytest.raises(WorkerCrashed, match="cannot start .*python9: No such file or directory"):
         launcher.start("none")
     assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left open"

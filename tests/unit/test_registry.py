@@ -70,9 +70,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def register(**where: str) -> None:
         points = [EntryPoint(name, value, "harness.backends") for name, value in where.items()]
-        monkeypatch.setattr(
-            registry, "entry_points", lambda group: points if group == "harness.backends" else []
-        )
+        monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "harness.backends" else [])
 
     return register
 

@@ -53,7 +53,8 @@ def order(conducted: Conducted) -> list[list[str]]:
         if window.boundary == "compute"
     }
     return [
-        [visits[key] for key in sorted(visits) if key[0] == round_] for round_ in range(1 + max(key[0] for key in visits))
+        [visits[key] for key in sorted(visits) if key[0] == round_]
+        for round_ in range(1 + max(key[0] for key in visits))
     ]
 
 

@@ -1,0 +1,123 @@
+"""The fingerprint of the machine: complete where files are missing, and within a container's limits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from harness import environment
+from harness.records import Environment
+
+
+def test_fingerprint_goes_through_json() -> None:
+    found = environment.describe(["advice"])
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Environment) == found
+    assert found.cpu
+    assert found.advice == ["advice"]
+    assert 1 <= found.cores
+    assert found.memory_bytes > 0
+    assert found.libraries.keys() <= set(environment.LIBRARIES)
+
+
+def test_threads_default_to_physical_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= environment.default_threads() <= environment.usable_cores()
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
+    assert environment.default_threads() == 1
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 3)
+    assert environment.default_threads() == 3
+
+
+def test_usable_cores_follow_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert environment.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1073741824\n", 1 << 30), ("max\n", None), (None, None), ("", None)])
+def test_memory_is_that_of_the_container(
+    limit: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit)
+    monkeypatch.setattr(environment, "CGROUP_LIMIT", file)
+    assert environment.memory_bytes() == (expected or psutil.virtual_memory().total)
+
+
+def test_governors_of_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CPU_FOLDER", tmp_path)
+    assert environment.governor() is None
+    for index, name in enumerate(["powersave", "performance", "powersave"]):
+        folder = tmp_path / f"cpu{index}" / "cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text(name + "\n")
+    assert environment.governor() == "performance, powersave"
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+    def run(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        if isinstance(answer, Exception):
+            raise answer
+        return subprocess.CompletedProcess([], 0, stdout=answer, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_gpus_are_what_the_driver_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "NVIDIA H100 80GB HBM3, 550.54, 81559 MiB, 1980 MHz, 700.00 W, Enabled"
+    answering(monkeypatch, f"{line}\n{line}\n\n")
+    found = environment.gpus()
+    assert len(found) == 2
+    assert found[0] == dict(zip(environment.NVIDIA_FIELDS, line.split(", "), strict=True))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [FileNotFoundError(), PermissionError(), subprocess.CalledProcessError(9, "nvidia-smi"),
+     subprocess.TimeoutExpired("nvidia-smi", 10), ""],
+    ids=repr,
+)  # fmt: skip
+def test_no_driver_no_gpus(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, answer)
+    assert environment.gpus() == []
+
+
+def test_commit_is_of_this_checkout_or_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, "abc123-dirty\n")
+    assert environment.describe([]).git_commit in ("abc123-dirty", None)
+    answering(monkeypatch, FileNotFoundError())
+    assert environment.describe([]).git_commit is None
+
+
+def test_versions_of_what_is_installed() -> None:
+    found = environment.library_versions(["numpy", "click", "no-such-distribution"])
+    assert set(found) == {"click", "numpy"}
+    assert list(found) == sorted(found)
+    import numpy
+
+    assert found["numpy"] == numpy.__version__
+
+
+def test_broken_distribution_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "~umpy-1.0.dist-info").mkdir()  # what pip leaves behind when it is interrupted
+    (tmp_path / "empty-1.0.dist-info").mkdir()
+    (tmp_path / "empty-1.0.dist-info" / "METADATA").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "numpy" in environment.library_versions(["numpy"])
+
+
+def test_names_are_compared_as_pip_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Some_Library-2.5.dist-info").mkdir()
+    (tmp_path / "Some_Library-2.5.dist-info" / "METADATA").write_text("Name: Some_Library\nVersion: 2.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.library_versions(["some-library"]) == {"some-library": "2.5"}
