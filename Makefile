@@ -35,7 +35,7 @@ $(VENV)/.installed-%: $(SETUP) | check-system
 	if ls $(VENV)/.installed-all-$(OTHER)* >/dev/null 2>&1; then rm -rf $(VENV); fi
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
-	touch $@
+	touch $@ $(VENV)/.installed-all-$(KIND)
 
 check-system:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; run: sudo apt-get install python3" >&2; exit 1; }

@@ -129,7 +129,7 @@ class Artifact:
             array = inputs[name]
             if (str(array.dtype), tuple(array.shape)) != (spec.dtype, spec.shape):
                 want, got = f"{spec.dtype}{list(spec.shape)}", f"{array.dtype}{list(array.shape)}"
-                raise RunError(f"input '{name}' must be {want}, got {got}")
+                raise RunError(f"input '{name}': expected {want}, got {got}")
         return {name: inputs[name] for name in expected}
 
     def input_set(self, index: int) -> dict[str, np.ndarray]:

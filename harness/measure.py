@@ -26,6 +26,8 @@ SLOW_ITERATION_SECONDS = 1.0
 """A model whose iteration takes longer averages its own noise: it needs fewer repetitions."""
 TREND_WINDOW = 5
 TREND_LIMIT = 0.02
+TREND_SPREADS = 2.0
+"""Median absolute deviations by which two windows of a settled but noisy machine may differ."""
 
 
 def now_ns() -> int:
@@ -117,7 +119,7 @@ def warm_up(session: Session) -> list[int]:
     """Run until the latency is settled; return the durations in nanoseconds, in call order.
 
     At least 10 iterations and 200 ms, or 2 iterations where one takes over a second; then until the median of
-    the last five is within 2 % of that of the five before, but no longer than five seconds.
+    the last five is as that of the five before, to within 2 % or the noise, but no longer than five seconds.
     """
     durations: list[int] = []
     start = now_ns()
@@ -132,6 +134,8 @@ def warm_up(session: Session) -> list[int]:
 
 
 def _trends(durations: list[int]) -> bool:
-    last = statistics.median(durations[-TREND_WINDOW:])
-    before = statistics.median(durations[-2 * TREND_WINDOW : -TREND_WINDOW])
-    return abs(last - before) > TREND_LIMIT * before
+    recent = durations[-2 * TREND_WINDOW :]
+    before, last = statistics.median(recent[:TREND_WINDOW]), statistics.median(recent[TREND_WINDOW:])
+    middle = statistics.median(recent)
+    spread = statistics.median(abs(duration - middle) for duration in recent)
+    return abs(last - before) > max(TREND_LIMIT * before, TREND_SPREADS * spread)

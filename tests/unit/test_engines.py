@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -49,9 +50,9 @@ def put(store: EngineStore, spec: CaseSpec = SPEC, *, created: str = ENGINE.crea
     return folder
 
 
-@pytest.fixture
-def living() -> Iterator[Path]:
-    """An engine of a run that lives in another process; returns its folder."""
+@contextmanager
+def another_run() -> Iterator[Path]:
+    """Hold an engine of a run that lives in another process; the value is its folder."""
     code = (
         "import sys; from harness.engines import EngineStore; from tests.unit.test_engines import put\n"
         "with EngineStore('living') as store:\n"
@@ -67,6 +68,13 @@ def living() -> Iterator[Path]:
     process.stdin.close()
     process.wait(timeout=60)
     process.stdout.close()
+
+
+@pytest.fixture
+def living() -> Iterator[Path]:
+    """The folder of an engine whose run lives in another process."""
+    with another_run() as folder:
+        yield folder
 
 
 def test_engine_comes_back_as_it_was_written() -> None:
@@ -127,9 +135,14 @@ def test_prune_deletes_engines_of_runs_that_are_over_and_keeps_those_of_living_o
         assert store.read(living) == ENGINE
 
 
-def test_prune_deletes_the_engine_once_its_run_is_over(living: Path) -> None:
-    assert in_use("living")
-    assert not delete_unless_in_use(living)
+def test_engine_can_be_deleted_once_its_run_is_over() -> None:
+    with another_run() as folder:
+        assert in_use("living")
+        assert not delete_unless_in_use(folder)
+        assert folder.is_dir()
+    assert not in_use("living")
+    assert delete_unless_in_use(folder)
+    assert not folder.exists()
 
 
 def test_engine_of_a_killed_run_is_not_kept_for_ever() -> None:
