@@ -64,7 +64,13 @@ class _Amount(click.FloatRange):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="harness")
-def cli() -> None:
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="File of defaults, a table a command.  [default: harness.toml, where there is one]",
+)
+@click.pass_context
+def cli(context: click.Context, config: Path | None) -> None:
     """Compare deep-learning compiler backends on one model: latency, accuracy drift and compile time.
 
     \b
@@ -74,6 +80,11 @@ def cli() -> None:
       harness show last --format markdown
       harness doctor
     """
+    from harness.config import FILE, read
+
+    if config is not None or FILE.is_file():
+        assert isinstance(context.command, click.Group)
+        context.default_map = read(config or FILE, context.command.commands)
 
 
 def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -288,8 +299,8 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
 def _explicit() -> set[str]:
     """Return the names of the parameters that were given on the command line."""
     context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    return {name for name in context.params if context.get_parameter_source(name) is not default}
+    given = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is given}
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

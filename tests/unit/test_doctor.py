@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_advice_names_what_is_wrong_with_its_figure() -> None:
         ("swap", psutil, "swap_memory", Swap(5 << 30), Swap(0)),
         ("steal", psutil, "cpu_times", Times(50, 10, 30, 10), Times(50, 10, 40, 0)),
         ("power", psutil, "sensors_battery", Battery(50, False), Battery(50, True)),
-        ("disk", doctor.shutil, "disk_usage", Usage(1 << 30), Usage(1 << 40)),
+        ("disk", shutil, "disk_usage", Usage(1 << 30), Usage(1 << 40)),
         ("CPU governor", environment, "governor", "powersave", "performance"),
         ("virtualisation", environment, "container", "docker", None),
         ("GPU", environment, "gpus",

@@ -173,7 +173,7 @@ def test_in_use_leaves_no_trace() -> None:
 
 def test_cache_that_cannot_be_written(own_cache: Path) -> None:
     own_cache.write_text("a file")
-    with pytest.raises(StoreError, match="the cache folder .* cannot be written: Not a directory"), EngineStore("one"):
+    with pytest.raises(StoreError, match=r"the cache folder .* cannot be written: Not a directory"), EngineStore("one"):
         pass
 
 

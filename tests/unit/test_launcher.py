@@ -66,7 +66,7 @@ def impostor(tmp_path: Path) -> Iterator[Impostor]:
         started.append(worker)
         return worker
 
-    yield start  # type: ignore[misc]
+    yield start
     for worker in started:
         worker.close(kindly=False)
 
@@ -144,7 +144,8 @@ def test_reported_failure_has_its_kind_and_the_worker_lives_on(
 
 @pytest.mark.parametrize(
     "line",
-    ["garbage", "{}", "null", '{"is":"done"}', '{"is":"done","value":{"second":1}}', '{"is":"unknown"}', '\\xff\\xfe', ""],
+    ["garbage", "{}", "null", '{"is":"done"}', '{"is":"done","value":{"second":1}}', '{"is":"unknown"}', "\\xff\\xfe",
+     ""],
 )  # fmt: skip
 def test_what_is_not_the_protocol_ends_the_worker(line: str, impostor: Impostor) -> None:
     worker = impostor(f"ask()\nsay(b'{line}\\n')\ntime.sleep(600)")
@@ -236,7 +237,7 @@ def test_note_peak_finds_what_sampling_missed(impostor: Impostor) -> None:
 
 def test_memory_limit_ends_the_worker(impostor: Impostor) -> None:
     worker = impostor("ask()\nx = bytearray(b'x' * (200 << 20))\ntime.sleep(600)", limit=100 << 20)  # type: ignore[call-arg]
-    with pytest.raises(OutOfMemory, match="the limit is 0.1 GiB") as caught:
+    with pytest.raises(OutOfMemory, match=r"the limit is 0\.1 GiB") as caught:
         ask(worker)
     assert "--memory-limit" in (caught.value.hint or "")
     assert not marked(worker)
@@ -336,7 +337,7 @@ def test_launcher_ends_its_workers_whatever_happens(tmp_path: Path) -> None:
 def test_interpreter_that_is_not_there(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     launcher = Launcher(logs=tmp_path, threads=1, memory_limit_bytes=1, timeout_s=1.0, python=str(tmp_path / "python9"))
-    with pytest.raises(WorkerCrashed, match="cannot start .*python9: No such file or directory"):
+    with pytest.raises(WorkerCrashed, match=r"cannot start .*python9: No such file or directory"):
         launcher.start("none")
     assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left open"
 

@@ -55,7 +55,7 @@ def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot be written: Not a directory"):
         write_atomically(tmp_path / "file" / "below", b"new")
-    with pytest.raises(StoreError, match="the output folder .* cannot be written: Not a directory"):
+    with pytest.raises(StoreError, match=r"the output folder .* cannot be written: Not a directory"):
         make_folder(tmp_path / "file" / "below", "the output folder")
 
 
@@ -87,7 +87,7 @@ def test_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
 
 def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match="the output folder .*file is a file, not a folder"):
+    with pytest.raises(StoreError, match=r"the output folder .*file is a file, not a folder"):
         make_folder(tmp_path / "file", "the output folder")
 
 

@@ -1,4 +1,4 @@
-"""The grammar of `--backends`: what it accepts, what it refuses, and that an id says all that is needed to ask again."""
+"""The grammar of `--backends`: what it accepts and refuses, and that an id says all that is needed to ask again."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def seat(case: str, artifact: Artifact, folder: Path, *, backend: str = "fake-ok
 
 
 def play(seats: list[Seat], launcher: Launcher, outputs: Path, **given: Any) -> Conducted:
-    settings = {"index": 0, "group": 0, "seed": 0, "say": lambda _: None} | given
+    settings: dict[str, Any] = {"index": 0, "group": 0, "seed": 0, "say": lambda _: None} | given
     return conduct(seats, SCHEDULE, launcher, outputs=outputs, **settings)
 
 
@@ -93,9 +95,9 @@ def conducted(
 def _settled_status(worker: Worker) -> str:
     # A signal takes a moment to arrive; a worker that was not stopped at all is asleep, waiting for a request.
     process = psutil.Process(worker._process.pid)
-    for _ in range(200):
-        if process.status() == psutil.STATUS_STOPPED:
-            break
+    deadline = time.monotonic() + 5
+    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.001)
     return process.status()
 
 
@@ -215,7 +217,7 @@ def test_groups_hold_every_case_once_and_fit(needs: dict[str, int], baseline: in
     room = capacity - 2 * baseline
     for group in groups:
         assert len(group) <= 1 or sum(needs[case] for case in group) <= room
-    for before, after in zip(groups, groups[1:], strict=False):
+    for before, after in pairwise(groups):
         assert sum(needs[case] for case in before) + needs[after[0]] > room, "no group more than is needed"
 
 
