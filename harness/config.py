@@ -11,6 +11,7 @@ What the command line says comes first.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ NOT_IN_FILE = {"help", "resume", "verbose", "quiet", "as_json"}
 """What belongs to one call, not to a project."""
 
 
-def read(path: Path, commands: dict[str, click.Command]) -> dict[str, dict[str, Any]]:
+def read(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
     """Return the file's values as click's default map: command -> parameter -> value.
 
     Raises:
@@ -46,7 +47,7 @@ def read(path: Path, commands: dict[str, click.Command]) -> dict[str, dict[str, 
     return {name: _table(path, name, values, commands) for name, values in tables.items()}
 
 
-def _table(path: Path, name: str, values: object, commands: dict[str, click.Command]) -> dict[str, Any]:
+def _table(path: Path, name: str, values: object, commands: Mapping[str, click.Command]) -> dict[str, Any]:
     if name not in commands:
         raise _located(path, registry.unknown("table", name, commands))
     if not isinstance(values, dict):

@@ -15,9 +15,7 @@ def write(folder: Path, text: str, name: str = "harness.toml") -> None:
 
 
 def test_file_sets_defaults_and_the_command_line_comes_first(cli: Cli, tmp_path: Path) -> None:
-    write(
-        tmp_path, '[compare]\nmodel = "tiny"\nbackends = ["fake-ok", "fake-nan"]\nquick = true\nbaseline = "fake-ok"\n'
-    )
+    write(tmp_path, '[compare]\nmodel = "tiny"\nbackends = ["fake-ok", "fake-nan"]\nquick = true\n')
     done = cli("compare", "--json", "--backends", "fake-ok", "--seed", "3")
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
@@ -40,10 +38,10 @@ def test_another_file_can_be_named(cli: Cli, tmp_path: Path) -> None:
     [
         ("[compare\n", "harness.toml is not valid TOML"),
         ("[compere]\nbatch = 1\n", "unknown table 'compere'; did you mean 'compare'?"),
-        ("compare = 3\n", "unknown table 'compare'"),
+        ("compare = 3\n", "compare must be a table"),
         ("[compare]\nbatchs = 1\n", "unknown key of [compare] 'batchs'; did you mean 'batch'?"),
-        ("[compare]\nbatch = 0\n", "harness.toml: [compare] batch: 0 is not in the range x>=1."),
-        ('[compare]\nthreads = "many"\n', "harness.toml: [compare] threads: 'many' is not a valid integer range."),
+        ("[compare]\nbatch = 0\n", "harness.toml: [compare] batch: 0 is not in the range"),
+        ('[compare]\nthreads = "many"\n', "harness.toml: [compare] threads: 'many' is not a valid number"),
         ('[compare]\nresume = "last"\n', "unknown key of [compare] 'resume'"),
     ],
 )
