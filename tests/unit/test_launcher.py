@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -77,6 +78,7 @@ def ask(worker: Worker, timeout_s: float = LONG_S) -> float:
 
 def marked(worker: Worker) -> list[psutil.Process]:
     """Return the living processes that carry the worker's mark."""
+    psutil.process_iter.cache_clear()  # its objects refuse a process whose number belonged to an earlier one
     found = []
     for process in psutil.process_iter():
         try:
@@ -244,7 +246,7 @@ def test_memory_limit_ends_the_worker(impostor: Impostor) -> None:
 
 
 def test_kill_by_the_kernel_near_the_limit_is_want_of_memory(impostor: Impostor) -> None:
-    body = "ask()\nx = bytearray(b'x' * (200 << 20))\ntime.sleep(0.6)\nos.kill(os.getpid(), 9)"
+    body = "ask()\nx = b'x' * (200 << 20)\ntime.sleep(0.6)\nos.kill(os.getpid(), 9)"
     worker = impostor(body, limit=300 << 20)  # type: ignore[call-arg]
     with pytest.raises(OutOfMemory, match="most likely for want of memory"):
         ask(worker)
@@ -378,3 +380,33 @@ def test_log_tail_is_the_end_of_the_log(tmp_path: Path) -> None:
     assert tail.endswith("last \N{REPLACEMENT CHARACTER}")
     assert "first" not in tail
     assert len(tail) <= LOG_TAIL_BYTES
+
+
+@pytest.mark.xfail(
+    reason="psutil's cached object takes the stray for the earlier process and does not kill it", strict=True
+)
+def test_stray_whose_number_belonged_to_another_process_is_ended_too(impostor: Impostor) -> None:
+    worker = impostor(
+        """
+        stray = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print(stray.pid, flush=True)
+        ask()
+        say(DONE)
+        ask()
+        os._exit(0)
+        """
+    )
+    ask(worker)
+    number = int(worker.log_tail())
+    # What psutil remembers of an earlier process of this number, once the kernel has given numbers a second time.
+    earlier: Any = psutil.Process(number)
+    earlier._ident = (number, 1.0)
+    list(psutil.process_iter())
+    known: Any = psutil
+    known._pmap[number] = earlier
+    with pytest.raises(WorkerCrashed):
+        ask(worker)
+    left = marked(worker)
+    for process in left:
+        process.kill()
+    assert not left
