@@ -38,8 +38,12 @@ def eager_loop(folder: Path, model: str, threads: int, inputs: dict[str, Any]) -
     module.load_state_dict(load_file(folder / "weights.safetensors"))
     module.eval()
     tensors = [torch.from_numpy(array) for array in inputs.values()]
-    torch.inference_mode().__enter__()
-    return lambda: module(*tensors)
+
+    @torch.inference_mode()
+    def once() -> object:
+        return module(*tensors)
+
+    return once
 
 
 def main() -> None:

@@ -63,9 +63,9 @@ class Availability:
 class BackendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options that every backend takes. A backend adds its own as fields with a `Meta(description=...)`."""
 
-    threads: Annotated[int, msgspec.Meta(ge=1, description="CPU threads; overrides --threads for this case")] | None = (
-        None
-    )
+    threads: (
+        Annotated[int, msgspec.Meta(ge=1, le=1024, description="CPU threads; overrides --threads for this case")] | None
+    ) = None
 
 
 @dataclass(frozen=True, kw_only=True)

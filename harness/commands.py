@@ -20,7 +20,7 @@ from harness.api import BackendOptions
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import INTERRUPTED, exit_code
 from harness.compare import Comparison
-from harness.engines import delete_unless_in_use, engines_root, in_use
+from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
 from harness.errors import HarnessError, StoreError, UsageError, WorkerCrashed
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
@@ -311,7 +311,9 @@ def run_export(given: dict[str, Any]) -> None:
     )
     with Narrator(quiet=given["quiet"]) as narrator, launcher:
         narrator.doing(f"exporting {given['model']}")
-        artifact, cached = ensure_artifact(recipe, launcher, on_progress=narrator.detail, refresh=given["refresh"])
+        artifact, cached = ensure_artifact(
+            recipe, launcher, on_progress=narrator.detail, say=narrator.done, refresh=given["refresh"]
+        )
     if target is not None:
         _copy(artifact, target)
     manifest = artifact.manifest
@@ -373,6 +375,10 @@ def run_cache(action: str, parts: list[str]) -> None:
     """Carry out `harness cache`."""
     root = cache_root()
     if action == "clear":
+        if set(parts) != {"engines"} and any_in_use():
+            raise UsageError(
+                "a comparison is running and needs what is in the cache", hint="wait for it, or clear --engines only"
+            )
         kept = 0
         for part in parts:
             if part == "engines":
@@ -381,6 +387,7 @@ def run_cache(action: str, parts: list[str]) -> None:
                 shutil.rmtree(root / part, ignore_errors=True)
                 if (root / part).exists():
                     raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
+        shutil.rmtree(root / "logs", ignore_errors=True)
         click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} engine(s) in use" if kept else ""))
         return
     click.echo(

@@ -59,20 +59,20 @@ class Comparison:
             KeyboardInterrupt: The user stopped it. `run` holds what was finished, and so does the disk.
             StoreError: Results cannot be written. `run` holds them.
         """
-        try:
-            self._update(state="running")
-            with self._launcher, EngineStore(self.run.id) as engines:
+        # The lock first: a run that another process measures is not to be touched.
+        with self._launcher, EngineStore(self.run.id) as engines:
+            try:
+                self._update(state="running")
                 artifact = self._export()
                 if artifact is not None:
-                    seats = self._compile(artifact, engines)
-                    self._measure(artifact, seats)
+                    self._measure(artifact, self._compile(artifact, engines))
                     self._prune(engines)
-            self._update(state="finished")
-        except BaseException:  # Ctrl-C, a full disk or a defect of ours: the run stays resumable in any case
-            self.run = msgspec.structs.replace(self.run, state="interrupted")
-            with suppress(StoreError):  # the first error is the one to show
-                self._folder.save(self.run)
-            raise
+                self._update(state="finished")
+            except BaseException:  # Ctrl-C, a full disk or a defect of ours: the run stays resumable in any case
+                self.run = msgspec.structs.replace(self.run, state="interrupted")
+                with suppress(StoreError):  # the first error is the one to show
+                    self._folder.save(self.run)
+                raise
         return self.run
 
     def _update(self, **changes: object) -> None:
@@ -91,7 +91,7 @@ class Comparison:
         recipe = Recipe(model=settings.model, batch=settings.batch, seed=settings.seed, opset=settings.opset)
         self._say.doing(f"exporting {settings.model}")
         try:
-            artifact, cached = ensure_artifact(recipe, self._launcher, on_progress=self._say.detail)
+            artifact, cached = ensure_artifact(recipe, self._launcher, on_progress=self._say.detail, say=self._say.done)
         except ExportError as exc:
             failure = describe(exc, "export", Path(exc.log) if exc.log else None)
             self._update(failure=failure, cases=[self._unexported(variant, failure) for variant in self._variants])

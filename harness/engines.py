@@ -96,6 +96,11 @@ class EngineStore:
                 delete_unless_in_use(path)
 
 
+def any_in_use() -> bool:
+    """Return whether a living process measures any run."""
+    return any(in_use(path.stem) for path in engines_root().glob("*.lock"))
+
+
 def in_use(run_id: str) -> bool:
     """Return whether a living process measures this run."""
     path = engines_root() / f"{run_id}.lock"

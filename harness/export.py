@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +18,14 @@ from harness import protocol, registry
 from harness.artifact import MANIFEST, Artifact, Manifest, TensorSpec, sha256
 from harness.errors import ExportError, HarnessError, StoreError
 from harness.launcher import Launcher, OnProgress
-from harness.paths import cache_root, make_folder, write_atomically
+from harness.paths import FREE_SPACE, cache_root, make_folder, write_atomically
 
 DEFAULT_OPSET = 18
 """The newest that all ONNX backends here read well."""
 INPUT_SETS = 4
 LOCK_POLL_S = 0.2
+DISK_FULL = ("No space left", "os error 28")
+"""How Python and safetensors say ENOSPC."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,17 @@ def exports_root() -> Path:
 
 
 def ensure_artifact(
-    recipe: Recipe, launcher: Launcher, *, on_progress: OnProgress, refresh: bool = False
+    recipe: Recipe,
+    launcher: Launcher,
+    *,
+    on_progress: OnProgress,
+    say: Callable[[str], None] = lambda _: None,
+    refresh: bool = False,
 ) -> tuple[Artifact, bool]:
     """Return the artifact for a recipe and whether it was in the cache.
 
-    A second process that wants the same artifact waits for the first. A damaged cache entry is made anew.
+    A second process that wants the same artifact waits for the first. A damaged cache entry is made anew; `say` is
+    told so.
 
     Raises:
         ExportError: The model cannot be exported, or its export does not equal eager.
@@ -70,7 +79,7 @@ def ensure_artifact(
             try:
                 return Artifact.open(folder, verify=True), True
             except StoreError as exc:
-                on_progress(protocol.Progress(text=f"cached export is damaged, exporting again: {exc.message}"))
+                say(f"the cached export is damaged and is made again: {exc.message}")
         part = root / f"{folder.name}.part-{os.getpid()}"
         try:
             part.mkdir()
@@ -105,6 +114,10 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
                 timeout_s=launcher.timeout_s,
             )
     except HarnessError as exc:
+        if any(sign in exc.message for sign in DISK_FULL):
+            raise StoreError(
+                f"the export of {recipe.model} cannot be written to {part.parent}: no space left", hint=FREE_SPACE
+            ) from exc
         failure = ExportError(exc.message, hint=exc.hint, log=exc.log or str(worker.log))
         failure.worker_traceback = exc.worker_traceback
         raise failure from exc

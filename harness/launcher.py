@@ -31,6 +31,8 @@ MARK = "HARNESS_WORKER"
 """Environment variable that every process below a worker inherits: what escapes the tree is found by it."""
 WATCH_EVERY_S = 0.2
 CLOSE_WITHIN_S = 10.0
+KILLED_WITHIN_S = 1.0
+KILL_LOOKS = 5
 LOG_TAIL_BYTES = 4000
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -251,18 +253,24 @@ class Worker:
         except psutil.Error:
             below = []
         self._signal(signal.SIGKILL)
-        for process in [*below, *self._strays()]:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue  # it is gone already
+        for _ in range(KILL_LOOKS):  # whoever was forked while we looked is found in the next look
+            if not (found := [*below, *self._strays()]):
+                break
+            for process in found:
+                with suppress(psutil.Error):  # it is gone already
+                    process.kill()
+            psutil.wait_procs(found, timeout=KILLED_WITHIN_S)
+            below = []
         self._process.wait()
 
     def _strays(self) -> list[psutil.Process]:
         strays = []
+        psutil.process_iter.cache_clear()  # a process id may have been used again since the last look
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and process.environ().get(MARK) == self._mark:
+                if process.pid == self._process.pid or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if process.environ().get(MARK) == self._mark:
                     strays.append(process)
             except (psutil.Error, OSError):
                 continue  # not ours to read, or gone
@@ -276,7 +284,7 @@ class Worker:
         near_limit = self.peak_bytes > 0.5 * self._limit
         self.close(kindly=False)
         if code is not None and code < 0:
-            name = signal.Signals(-code).name
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             if -code == signal.SIGKILL and near_limit:
                 return OutOfMemory(
                     f"the worker was killed at {self.peak_bytes / 2**30:.1f} GiB, most likely for want of memory"

@@ -126,7 +126,7 @@ def warm_up(session: Session) -> list[int]:
     while True:
         durations.append(run_once(session))
         elapsed = (now_ns() - start) / 1e9
-        slow = durations[-1] > SLOW_ITERATION_SECONDS * 1e9
+        slow = min(durations) > SLOW_ITERATION_SECONDS * 1e9
         if len(durations) < 2 or (not slow and (len(durations) < WARM_UP_ITERATIONS or elapsed < WARM_UP_SECONDS)):
             continue
         if slow or elapsed > WARM_UP_AT_MOST_SECONDS or not _trends(durations):
@@ -134,8 +134,10 @@ def warm_up(session: Session) -> list[int]:
 
 
 def _trends(durations: list[int]) -> bool:
-    recent = durations[-2 * TREND_WINDOW :]
-    before, last = statistics.median(recent[:TREND_WINDOW]), statistics.median(recent[TREND_WINDOW:])
-    middle = statistics.median(recent)
-    spread = statistics.median(abs(duration - middle) for duration in recent)
+    windows = durations[-2 * TREND_WINDOW : -TREND_WINDOW], durations[-TREND_WINDOW:]
+    before, last = map(statistics.median, windows)
+    # Within each window: over both together the spread would hold the very trend that it is compared with.
+    spread = statistics.median(
+        abs(duration - middle) for window, middle in zip(windows, (before, last), strict=True) for duration in window
+    )
     return abs(last - before) > max(TREND_LIMIT * before, TREND_SPREADS * spread)

@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.errors import StoreError
 
 CACHE_VARIABLE = "HARNESS_CACHE"
+FREE_SPACE = "free some disk space (harness cache clear), or choose another folder with --out and HARNESS_CACHE"
 
 
 def cache_root() -> Path:
@@ -68,5 +69,5 @@ def folder_bytes(path: Path) -> int:
 
 def _hint(exc: OSError) -> str:
     if exc.errno == errno.ENOSPC:
-        return "free some disk space (harness cache clear), or choose another folder with --out and HARNESS_CACHE"
+        return FREE_SPACE
     return "choose another folder with --out, or set HARNESS_CACHE"

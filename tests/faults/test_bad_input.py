@@ -249,7 +249,6 @@ def own_cache(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "exports" / tiny.folder.name
 
 
-@pytest.mark.xfail(reason="the sentence goes to the live line of a terminal only: see harness/progress.py", strict=True)
 def test_damaged_export_is_made_anew_and_the_user_is_told(own_cache: Path, cli: Cli) -> None:
     os.truncate(own_cache / "weights.safetensors", 100)
     done = cli(*QUICK, environment={"HARNESS_CACHE": str(own_cache.parent.parent)})

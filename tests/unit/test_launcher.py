@@ -382,9 +382,6 @@ def test_log_tail_is_the_end_of_the_log(tmp_path: Path) -> None:
     assert len(tail) <= LOG_TAIL_BYTES
 
 
-@pytest.mark.xfail(
-    reason="psutil's cached object takes the stray for the earlier process and does not kill it", strict=True
-)
 def test_stray_whose_number_belonged_to_another_process_is_ended_too(impostor: Impostor) -> None:
     worker = impostor(
         """

@@ -178,12 +178,6 @@ def test_warm_up_of_a_slow_session_takes_two(clock: Clock) -> None:
     assert len(warm_up(FakeSession(clock, steady(1.5 * SLOW_ITERATION_SECONDS)))) == 2
 
 
-TREND_IS_NOISE = pytest.mark.xfail(
-    reason="the spread of both windows together holds the trend itself, so that a steady one is never seen", strict=True
-)
-
-
-@TREND_IS_NOISE
 def test_warm_up_goes_on_while_a_session_settles(clock: Clock) -> None:
     # 5 % faster with each iteration until the 40th: it must not stop before.
     durations = warm_up(FakeSession(clock, lambda index: 0.04 * 0.95 ** min(index, 40)))
@@ -193,7 +187,6 @@ def test_warm_up_goes_on_while_a_session_settles(clock: Clock) -> None:
     assert seconds_of(durations) < WARM_UP_AT_MOST_SECONDS
 
 
-@TREND_IS_NOISE
 def test_warm_up_of_a_session_that_never_settles_ends(clock: Clock) -> None:
     durations = warm_up(FakeSession(clock, lambda index: 0.02 if index // 5 % 2 else 0.04))
     assert WARM_UP_AT_MOST_SECONDS < seconds_of(durations) < WARM_UP_AT_MOST_SECONDS + 0.1
