@@ -39,9 +39,9 @@ def eager_loop(folder: Path, model: str, threads: int, inputs: dict[str, Any]) -
     module.eval()
     tensors = [torch.from_numpy(array) for array in inputs.values()]
 
-    @torch.inference_mode()
     def once() -> object:
-        return module(*tensors)
+        with torch.inference_mode():
+            return module(*tensors)
 
     return once
 

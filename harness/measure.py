@@ -135,7 +135,7 @@ def warm_up(session: Session) -> list[int]:
 
 def _trends(durations: list[int]) -> bool:
     windows = durations[-2 * TREND_WINDOW : -TREND_WINDOW], durations[-TREND_WINDOW:]
-    before, last = map(statistics.median, windows)
+    before, last = statistics.median(windows[0]), statistics.median(windows[1])
     # Within each window: over both together the spread would hold the very trend that it is compared with.
     spread = statistics.median(
         abs(duration - middle) for window, middle in zip(windows, (before, last), strict=True) for duration in window
