@@ -116,7 +116,8 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
     except HarnessError as exc:
         if any(sign in exc.message for sign in DISK_FULL):
             raise StoreError(
-                f"the export of {recipe.model} cannot be written to {part.parent}: no space left", hint=FREE_SPACE
+                f"the export of {recipe.model} cannot be written to {part.parent}: No space left on device",
+                hint=FREE_SPACE,
             ) from exc
         failure = ExportError(exc.message, hint=exc.hint, log=exc.log or str(worker.log))
         failure.worker_traceback = exc.worker_traceback

@@ -45,6 +45,8 @@ class Worker:
     ) -> None:
         self.log = log
         self.peak_bytes = 0
+        self.killed = False
+        """Whether we ended it on purpose: that it died then is nobody's failure."""
         self._limit = memory_limit_bytes
         self._mark = uuid.uuid4().hex
         self._scratch = Path(tempfile.mkdtemp(prefix="harness-worker-"))
@@ -224,6 +226,7 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the worker's processes and nothing else: whoever waits for its answer hears that it died."""
+        self.killed = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

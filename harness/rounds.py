@@ -318,8 +318,9 @@ class _leaving_on_error:
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> bool:
         if not isinstance(value, HarnessError):
             return False
-        self._one.failure = describe(value, self._one.stage, self._one.worker.log)
-        self._errors[self._one.seat.case] = value
+        if not self._one.worker.killed:
+            self._one.failure = describe(value, self._one.stage, self._one.worker.log)
+            self._errors[self._one.seat.case] = value
         self._one.worker.close(kindly=False)
         return True
 

@@ -255,7 +255,7 @@ def test_damaged_export_is_made_anew_and_the_user_is_told(own_cache: Path, cli: 
     assert done.returncode == 0, done.stderr
     assert Artifact.open(own_cache, verify=True)
     assert "exported tiny: from the cache" not in done.stderr
-    assert "cached export is damaged, exporting again: " in done.stderr
+    assert "the cached export is damaged and is made again: " in done.stderr
 
 
 @pytest.fixture(scope="module")

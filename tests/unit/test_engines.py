@@ -191,6 +191,16 @@ def test_cache_clear_keeps_engines_of_living_runs(living: Path, own_cache: Path,
     assert living.is_dir()
     assert not over.parent.exists()
     assert (backend_cache("x") / "tuning.db").exists(), "only what was asked for"
+    refused = cli("cache", "clear")
+    assert refused.returncode == 2
+    assert "a comparison is running" in refused.stderr
+    assert (backend_cache("x") / "tuning.db").exists()
+    assert living.is_dir()
+
+
+def test_cache_clear_clears_everything(own_cache: Path, cli: Cli) -> None:
+    put(EngineStore("over"), SPEC)
+    backend_cache("x").mkdir(parents=True)
     assert cli("cache", "clear").returncode == 0
     assert not (own_cache / "backends").exists()
-    assert living.is_dir()
+    assert not list((own_cache / "engines").glob("*/*"))

@@ -147,12 +147,12 @@ def test_damaged_entry_is_exported_anew(
 ) -> None:
     damage(own_cache)
     said: list[str] = []
-    artifact, cached = ensure_artifact(TINY, launcher, on_progress=lambda progress: said.append(progress.text))
+    artifact, cached = ensure_artifact(TINY, launcher, on_progress=quiet, say=said.append)
     assert not cached
     assert len(copied_export) == 1
     assert artifact.hash == Artifact.open(artifact.folder, verify=True).hash == tiny.hash
     assert len(said) == 1
-    assert said[0].startswith("cached export is damaged, exporting again: ")
+    assert said[0].startswith("the cached export is damaged and is made again: ")
     assert sorted(path.name for path in own_cache.parent.iterdir()) == [own_cache.name, f"{own_cache.name}.lock"]
 
 
