@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from harness.api import Artifact, Availability, Backend, BackendOptions, Capabilities, CompileRequest, Scalar, Session
+from harness.api import Artifact, Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
 from harness.errors import CompileError, FallbackError, RunError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
 
 ENGINE = "model.onnx"
-FACTS = "facts.json"
 HINT = "pip install 'harness[onnxruntime]' (or 'harness[onnxruntime-gpu]' with an NVIDIA GPU)"
 LEVELS = {
     "disable": "ORT_DISABLE_ALL",
@@ -67,37 +64,28 @@ class OnnxRuntime(Backend):
             session = _open(
                 request.artifact.onnx_path, request, options.level, CompileError, request.engine_dir / ENGINE
             )
-        return OnnxRuntimeSession(session, request, None)
+        return OnnxRuntimeSession(session, request)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
-        try:
-            facts = json.loads((engine_dir / FACTS).read_text())
-        except (OSError, ValueError) as exc:
-            raise RunError(f"no saved engine in {engine_dir}: {exc}") from exc
+        if not (engine_dir / ENGINE).is_file():
+            raise RunError(f"no saved engine in {engine_dir}")
         # The saved graph is optimised already; doing it again would only cost time.
-        return OnnxRuntimeSession(_open(engine_dir / ENGINE, request, "disable", RunError), request, facts)
+        return OnnxRuntimeSession(_open(engine_dir / ENGINE, request, "disable", RunError), request)
 
 
 class OnnxRuntimeSession(Session):
     """An inference session with inputs and outputs bound to the device."""
 
-    def __init__(self, session: Any, request: CompileRequest, facts: dict[str, Scalar] | None) -> None:
+    def __init__(self, session: Any, request: CompileRequest) -> None:
         self.provider = session.get_providers()[0]
         self._session = session
         self._artifact: Artifact = request.artifact
-        self._facts = facts
-        self._engine = request.engine_dir / ENGINE
         kind, _, index = request.device.partition(":")
         self._device, self._index = kind, int(index or 0)
         self._binding = session.io_binding()
 
-    def facts(self) -> dict[str, Scalar]:
-        if self._facts is None:  # read when asked for, not while compile time is taken
-            self._facts = _graph_facts(self._engine)
-        return dict(self._facts)
-
     def save(self, engine_dir: Path) -> None:
-        (engine_dir / FACTS).write_text(json.dumps(self.facts()))
+        """Do nothing: the optimised graph was written while the session was made, which is part of compile time."""
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
         import onnxruntime
@@ -170,15 +158,3 @@ def _open(
     if session.get_providers()[0] != wanted:
         raise FallbackError(f"asked for {wanted}, ONNX Runtime runs {session.get_providers()[0]}")
     return session
-
-
-def _graph_facts(path: Path) -> dict[str, Scalar]:
-    try:
-        import onnx
-    except ImportError:
-        return {}
-    operators = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
-    return {
-        "nodes": sum(operators.values()),
-        "most_common": ", ".join(f"{n} {op}" for op, n in operators.most_common(3)),
-    }

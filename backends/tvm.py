@@ -146,7 +146,7 @@ def _target(request: CompileRequest) -> Any:
     import tvm
 
     if request.device != "cpu":
-        raise UnsupportedError(f"tvm compiles for the cpu only, not for {request.device}", hint="leave out --device")
+        raise UnsupportedError(f"tvm compiles for the cpu only, not for {request.device}")
     return tvm.target.Target({"kind": "llvm", "mcpu": this_cpu(), "num-cores": request.threads})
 
 
@@ -269,6 +269,11 @@ def _notes(outcome: tvm_tuning.Outcome | None) -> list[str]:
     if outcome is None:
         return ["no schedule: TVM's kernels ran as serial scalar loops, because tuner=none"]
     notes = []
+    if outcome.records_before:
+        notes.append(
+            f"compiling started from {outcome.records_before} kernels that earlier runs had measured: not cold; tuning "
+            f"took {outcome.ledger.seconds:.0f} s in all (harness cache clear --backends forgets them)"
+        )
     bare = outcome.tasks - outcome.tasks_tuned - outcome.tasks_unmeasured
     if bare:
         notes.append(f"no schedule: {bare} of {outcome.tasks} kernels ran as serial scalar loops; every trial failed")

@@ -142,7 +142,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     type=_Amount(),
     default=180.0,
     show_default=True,
-    help="Seconds that measuring may take; compiling is not counted.",
+    help="Seconds that measuring may take, compiling not counted; one launch is always measured.",
 )
 @click.option("--quick", is_flag=True, help="One launch, a few seconds a case; no verdicts, marked as such.")
 @click.option(
@@ -306,7 +306,8 @@ def _explicit() -> set[str]:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _interrupt)  # ended by a job system: keep what is finished, as with Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a job system, a lost connection: keep what is finished
+        signal.signal(number, _interrupt)
     try:
         sys.exit(_run(arguments))
     except click.ClickException as exc:

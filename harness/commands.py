@@ -34,7 +34,6 @@ from harness.summarize import summarize
 ROUNDS = 10
 SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
-MEMORY_SHARE = 0.85
 PROBE_TIMEOUT_S = 120.0
 RESUMABLE = {"resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet"}
 """What may be given beside `--resume`; everything else is part of what was asked for the first time."""
@@ -98,7 +97,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         opset=given["opset"],
         budget_s=given["budget"],
         timeout_s=given["timeout"],
-        memory_limit_bytes=int(limit * 2**30) if limit else int(MEMORY_SHARE * environment.memory_bytes()),
+        memory_limit_bytes=int(limit * 2**30) if limit else environment.default_memory_limit(),
         quick=given["quick"],
         reuse_engines=given["reuse_engines"],
         **amounts,
@@ -206,7 +205,8 @@ def run_backends(name: str | None, *, as_json: bool) -> None:
 def _probe(name: str, launcher: Launcher) -> protocol.Probed:
     try:
         with launcher.start(name) as worker:
-            return worker.call(protocol.Probe(backend=name), protocol.Probed, timeout_s=PROBE_TIMEOUT_S)
+            probed = worker.call(protocol.Probe(backend=name), protocol.Probed, timeout_s=PROBE_TIMEOUT_S)
+        return msgspec.structs.replace(probed, hint=probed.hint or registry.install_hint(name))
     except WorkerCrashed as exc:
         return protocol.Probed(
             available=False,
@@ -306,7 +306,7 @@ def run_export(given: dict[str, Any]) -> None:
     launcher = Launcher(
         logs=cache_root() / "logs",
         threads=given["threads"] or environment.default_threads(),
-        memory_limit_bytes=int(MEMORY_SHARE * environment.memory_bytes()),
+        memory_limit_bytes=environment.default_memory_limit(),
         timeout_s=3600.0,
     )
     with Narrator(quiet=given["quiet"]) as narrator, launcher:

@@ -16,7 +16,7 @@ import psutil
 
 from harness import drift, environment
 from harness.artifact import Artifact, TensorSpec, read_tensors, sha256
-from harness.compiling import REUSED, Compiled, Compiler
+from harness.compiling import REUSED, Compiled, Compiler, reproduce
 from harness.engines import EngineStore
 from harness.errors import ExportError, StoreError
 from harness.export import Recipe, ensure_artifact
@@ -114,6 +114,7 @@ class Comparison:
             threads=settings.threads,
             status="export_failed",
             failure=msgspec.structs.replace(failure, log_tail=""),
+            reproduce=reproduce(settings, variant),
         )
 
     # ---- compile
@@ -130,20 +131,27 @@ class Comparison:
                 result = compiler.compile(variant)
                 self._say.done(_compile_line(result.case))
                 self._forget(variant.id)
+                self._warn_of_another_device(result.case)
             compiled[variant.id] = result
             self._replace_case(result.case)
         return compiled
 
     @staticmethod
     def _kept(compiler: Compiler, variant: Variant, before: Case) -> Compiled | None:
-        if before.failure is not None or before.status == "compiled":
+        if (before.failure is not None and before.status != "drifted") or before.status == "compiled":
             return Compiled(case=before)
         return compiler.resumed(variant, before)
+
+    def _warn_of_another_device(self, case: Case) -> None:
+        wanted = self.run.settings.device
+        if case.failure is None and case.status != "compiled" and case.device != wanted:
+            self._note(f"{case.id} runs on {case.device}, not on {wanted}: its ratio compares the devices too")
 
     def _forget(self, case_id: str) -> None:
         # A case that was compiled again is another engine: samples of the old one say nothing about it.
         if any(sitting.case == case_id for launch in self.run.launches for sitting in launch.sittings):
-            self.run = msgspec.structs.replace(self.run, launches=[])
+            self._note(f"the engine of {case_id} was gone and was compiled again, so all launches were measured again")
+            self.run = msgspec.structs.replace(self.run, launches=[], measure_s=0.0)
 
     def _replace_case(self, case: Case) -> None:
         order = {variant.id: index for index, variant in enumerate(self._variants)}
@@ -176,11 +184,16 @@ class Comparison:
             longest_s = max(longest_s, took_s)
             self._update(measure_s=self.run.measure_s + took_s)
             index += 1
+            left = [id_ for id_ in ready if id_ in self._alive()]
+            if index == 1 and left and baseline not in left:
+                baseline, index = self._baseline(left), 0  # nothing is lost: there was nothing to compare with
+                groups = plan_groups(baseline, {id_: needs[id_] for id_ in left}, int(MEMORY_FOR_ENGINES * room))
+                self._update(launches=[])
         self._say.done(f"measured {len(ready)} cases in {index} launches, {self.run.measure_s:.0f} s")
 
     def _goes_on(self, launches: int, longest_s: float) -> bool:
         settings = self.run.settings
-        if not any(case.failure is None and case.status != "compiled" for case in self.run.cases):
+        if not self._alive():
             return False
         if launches == 0:
             return True
@@ -195,6 +208,14 @@ class Comparison:
             return True
         # Beyond what was asked for only for precision, never because a difference shows.
         return not settings.quick and launches < LAUNCHES_AT_MOST * settings.launches and not precise(self.run)
+
+    def _alive(self) -> set[str]:
+        """Return the cases that can be measured: compiled for this machine, and not failed so far."""
+        return {
+            case.id
+            for case in self.run.cases
+            if case.status == "drifted" or (case.failure is None and case.status != "compiled")
+        }
 
     def _baseline(self, ready: list[str]) -> str:
         wanted = self.run.settings.baseline
@@ -215,7 +236,7 @@ class Comparison:
         schedule: Schedule,
         artifact: Artifact,
     ) -> None:
-        alive = {case.id for case in self.run.cases if case.failure is None or case.status == "drifted"}
+        alive = self._alive()
         seats = [seat for id_ in members if id_ in alive and (seat := ready[id_].seat) is not None]
         if not seats:
             return
@@ -310,7 +331,8 @@ def _warm(case: Case, sitting: Sitting) -> Case:
         "warm_load": sitting.load_s,
         "warm_first_run": sitting.first_run_s,
     }
-    return msgspec.structs.replace(case, stages=case.stages | warm)
+    notes = [*case.notes, *(note for note in sitting.notes if note not in case.notes)]
+    return msgspec.structs.replace(case, stages=case.stages | warm, notes=notes)
 
 
 def _control(seat: Seat) -> Seat:

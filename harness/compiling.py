@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import msgspec
 from harness import environment, protocol, registry
 from harness.artifact import Artifact
 from harness.engines import FILES, Engine, EngineStore, backend_cache
-from harness.errors import HarnessError, UnavailableError, UnsupportedError
+from harness.errors import HarnessError, StoreError, UnavailableError, UnsupportedError
 from harness.export import DEFAULT_OPSET
 from harness.launcher import Launcher, OnProgress, Worker
 from harness.paths import folder_bytes, make_folder
@@ -22,6 +23,8 @@ from harness.records import Case, Settings
 from harness.rounds import Seat, describe
 from harness.store import now_utc
 
+DEFAULT_TIMEOUT_S = 900.0
+"""Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
 REUSED = "engine_compiled_at"
 """The fact that tells an engine of an earlier run from one that this run compiled."""
 
@@ -59,13 +62,14 @@ class Compiler:
         attempt = _Attempt(log=self._launcher.logs / f"{variant.slug}-compile.log")
         folder = Path(spec.engine_dir).parent
         try:
-            engine = self._earlier(folder) if self._settings.reuse_engines else None
-            if engine is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                make_folder(Path(spec.engine_dir), "the engine folder")
-                make_folder(Path(spec.cache_dir), "the backend's cache folder")
-                engine = self._build(seat, attempt)
-                self._engines.write(folder, engine)
+            shutil.rmtree(folder, ignore_errors=True)
+            make_folder(Path(spec.engine_dir), "the engine folder")
+            make_folder(Path(spec.cache_dir), "the backend's cache folder")
+            engine = self._build(seat, attempt)
+            self._engines.write(folder, engine)
+        except StoreError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise  # a full disk is no fault of the backend's
         except HarnessError as exc:
             shutil.rmtree(folder, ignore_errors=True)
             failure = describe(exc, attempt.stage, attempt.log)
@@ -130,12 +134,11 @@ class Compiler:
         again = self.finished(fresh, seat, engine)
         return Compiled(case=case, seat=again.seat, resident_bytes=again.resident_bytes)
 
-    def _earlier(self, folder: Path) -> Engine | None:
+    def _earlier(self, folder: Path, versions: dict[str, str]) -> Engine | None:
         for path, engine in self._engines.earlier(folder):
-            if any(environment.library_versions([name]).get(name) != v for name, v in engine.versions.items()):
-                continue  # built by other versions
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(path, folder, symlinks=True)
+            if engine.versions != versions:
+                continue
+            shutil.copytree(path, folder, symlinks=True, dirs_exist_ok=True)
             facts = {**engine.opened.facts, REUSED: engine.created}
             return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
         return None
@@ -155,8 +158,13 @@ class Compiler:
         attempt.stages["import"] = imported.import_s
         if not imported.probed.available:
             attempt.stage = "probe"
-            raise UnavailableError(imported.probed.reason or "it gave no reason", hint=imported.probed.hint)
+            raise UnavailableError(
+                imported.probed.reason or "it gave no reason",
+                hint=imported.probed.hint or registry.install_hint(spec.backend),
+            )
         _refuse_unsupported(spec)
+        if self._settings.reuse_engines and (engine := self._earlier(Path(spec.engine_dir).parent, attempt.versions)):
+            return engine
         attempt.stage = "compile"
         opened = worker.call(
             protocol.Compile(case=spec), protocol.Opened, timeout_s=limit, on_progress=self._on_progress
@@ -187,6 +195,7 @@ class Compiler:
     @staticmethod
     def finished(case: Case, seat: Seat, engine: Engine) -> Compiled:
         """Return a case with what its engine says of it."""
+        seat = dataclasses.replace(seat, provider=engine.opened.provider)
         case = msgspec.structs.replace(
             case,
             status="interrupted" if engine.opened.runnable else "compiled",
@@ -222,9 +231,11 @@ def reproduce(settings: Settings, variant: Variant) -> str:
         ("--seed", settings.seed, 0),
         ("--threads", settings.threads, environment.default_threads()),
         ("--opset", settings.opset, DEFAULT_OPSET),
+        ("--timeout", settings.timeout_s, DEFAULT_TIMEOUT_S),
+        ("--memory-limit", settings.memory_limit_bytes / 2**30, environment.default_memory_limit() / 2**30),
     ):
         if value != default:
-            words += [flag, str(value)]
+            words += [flag, f"{value:g}"]
     return shlex.join(words)
 
 

@@ -76,6 +76,11 @@ def memory_bytes() -> int:
         return total  # no container, or `max`
 
 
+def default_memory_limit() -> int:
+    """Return the bytes that one worker may take unless the user says otherwise: 85 % of the memory there is."""
+    return int(0.85 * memory_bytes())
+
+
 def governor() -> str | None:
     """Return the frequency governors in use, or None where the kernel does not show them."""
     found = set()

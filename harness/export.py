@@ -80,6 +80,8 @@ def ensure_artifact(
                 return Artifact.open(folder, verify=True), True
             except StoreError as exc:
                 say(f"the cached export is damaged and is made again: {exc.message}")
+        for stale in root.glob(f"{folder.name}.part-*"):
+            shutil.rmtree(stale, ignore_errors=True)  # of a process that was killed: we hold the lock
         part = root / f"{folder.name}.part-{os.getpid()}"
         try:
             part.mkdir()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,7 +22,8 @@ import msgspec
 import psutil
 
 from harness import protocol
-from harness.errors import BY_STATUS, HarnessError, OutOfMemory, RunError, StepTimeout, WorkerCrashed
+from harness.errors import BY_STATUS, HarnessError, OutOfMemory, RunError, StepTimeout, StoreError, WorkerCrashed
+from harness.paths import FREE_SPACE
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 OnProgress = Callable[[protocol.Progress], None]
@@ -49,14 +51,20 @@ class Worker:
         """Whether we ended it on purpose: that it died then is nobody's failure."""
         self._limit = memory_limit_bytes
         self._mark = uuid.uuid4().hex
-        self._scratch = Path(tempfile.mkdtemp(prefix="harness-worker-"))
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            sink = log.open("ab")
+            self._scratch = Path(tempfile.mkdtemp(prefix="harness-worker-"))
+        except OSError as exc:
+            raise StoreError(f"{exc.filename or log} cannot be written: {exc.strerror}", hint=FREE_SPACE) from exc
         self._buffer = b""
         self._decoder: msgspec.json.Decoder[protocol.AnyMessage] = msgspec.json.Decoder(protocol.AnyMessage)
-        requests_read, self._requests = os.pipe()
+        self._closing = threading.RLock()
+        requests_read, requests_write = os.pipe()
+        self._requests: int | None = requests_write
         self._replies, replies_write = os.pipe()
-        log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with log.open("ab") as sink:
+            with sink:
                 self._process = subprocess.Popen(
                     [python, str(BOOT), str(requests_read), str(replies_write)],
                     stdin=subprocess.DEVNULL,
@@ -68,7 +76,7 @@ class Worker:
                     start_new_session=True,  # Ctrl-C reaches the parent only, and one signal reaches the whole group
                 )
         except OSError as exc:
-            os.close(self._requests)
+            os.close(requests_write)
             os.close(self._replies)
             shutil.rmtree(self._scratch, ignore_errors=True)
             raise WorkerCrashed(f"cannot start {python}: {exc.strerror}") from exc
@@ -116,6 +124,8 @@ class Worker:
             WorkerCrashed: The worker died or sent something that is not the protocol.
             HarnessError: The worker reported a failure; its kind follows the status. The worker lives on.
         """
+        if self._requests is None:
+            raise WorkerCrashed("the worker has been ended")
         try:
             os.write(self._requests, msgspec.json.encode(request) + b"\n")
         except OSError as exc:
@@ -159,7 +169,7 @@ class Worker:
                 raise StepTimeout(f"no answer within {timeout_s:g} s", hint="allow more with --timeout SECONDS")
             ready = {key.fd for key, _ in selector.select(min(left, WATCH_EVERY_S if watch else 1.0))}
             if watch:
-                self._watch_memory()
+                self.check_memory()
             if self._replies in ready:
                 chunk = os.read(self._replies, 1 << 20)
                 if not chunk:
@@ -170,7 +180,12 @@ class Worker:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return self._decoder.decode(line)
 
-    def _watch_memory(self) -> None:
+    def check_memory(self) -> None:
+        """Note how much the process tree takes now; end it where that is too much.
+
+        Raises:
+            OutOfMemory: It grew past its limit.
+        """
         used = self.resident_bytes()
         self.peak_bytes = max(self.peak_bytes, used)
         if used > self._limit:
@@ -230,6 +245,8 @@ class Worker:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is not None:
+            return  # it was waited for: its number may belong to somebody else by now
         with suppress(ProcessLookupError):  # it died; the next call says so
             os.killpg(self._process.pid, number)
 
@@ -238,17 +255,20 @@ class Worker:
 
         `kindly` lets the session free its memory first. Calling it again changes nothing.
         """
-        if self._closed:
-            return
-        self._closed = True
-        os.close(self._requests)  # the worker reads the end of its requests and leaves
-        if kindly:
-            self.resume()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(CLOSE_WITHIN_S)
-        self._kill_tree()
-        os.close(self._replies)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        with self._closing:  # the thread that loads a worker may end it while the main thread does
+            if self._closed:
+                return
+            if self._requests is not None:
+                os.close(self._requests)  # the worker reads the end of its requests and leaves
+                self._requests = None
+            if kindly:
+                self.resume()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(CLOSE_WITHIN_S)
+            self._kill_tree()
+            os.close(self._replies)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._closed = True  # last: a second Ctrl-C in the middle leaves it to be ended again
 
     def _kill_tree(self) -> None:
         try:
@@ -347,6 +367,7 @@ class Launcher:
 
         Raises:
             WorkerCrashed: The interpreter cannot be started.
+            StoreError: The log or the scratch folder cannot be written.
         """
         worker = Worker(
             python=self.python,

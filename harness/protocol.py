@@ -131,7 +131,6 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Check`; `max_abs` is None where nothing here can run ONNX files."""
 
     max_abs: float | None
-    relative_l2: float | None
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,9 +157,7 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `Outputs`."""
-
-    sha256: str
+    """Answer to `Outputs`: the file is there."""
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,7 +94,7 @@ class Window(Record, frozen=True, kw_only=True):
     mhz: float | None = None
     """CPU clock right after the slice, mean over cores."""
     marks: list[str] = []
-    """What disturbed this window: `busy machine`, `throttled`."""
+    """What disturbed this window: `busy machine`."""
 
 
 class Sitting(Record, frozen=True, kw_only=True):
@@ -108,6 +108,8 @@ class Sitting(Record, frozen=True, kw_only=True):
     """False where other workers loaded at the same time: then import, load and first run say little."""
     warm_up_ns: list[int]
     windows: list[Window]
+    notes: list[str] = []
+    """What the loaded session says of itself."""
     peak_bytes: int
     """Peak resident memory of the worker's process tree."""
     failure: Failure | None = None

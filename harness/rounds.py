@@ -19,7 +19,7 @@ import psutil
 
 from harness import protocol
 from harness.environment import usable_cores
-from harness.errors import HarnessError
+from harness.errors import FallbackError, HarnessError
 from harness.launcher import Launcher, Worker, log_tail
 from harness.measure import SLOW_ITERATION_SECONDS, now_ns
 from harness.records import CONTROL, Failure, Launch, Sitting, Window
@@ -41,6 +41,8 @@ class Seat:
     spec: protocol.CaseSpec
     environment: dict[str, str]
     slug: str
+    provider: str = ""
+    """What ran when it was compiled, and must run when it is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class _Seated:
     outputs: dict[int, Path] = field(default_factory=dict)
     failure: Failure | None = None
     stage: str = "warm load"
+    notes: list[str] = field(default_factory=list)
     loaded_alone: bool = True
 
     @property
@@ -85,6 +88,7 @@ class _Seated:
             loaded_alone=self.loaded_alone,
             warm_up_ns=self.warm_up_ns,
             windows=self.windows,
+            notes=self.notes,
             peak_bytes=self.worker.peak_bytes,
             failure=self.failure,
         )
@@ -213,6 +217,9 @@ def _load(one: _Seated, launcher: Launcher, errors: dict[str, HarnessError]) -> 
         one.import_s = imported.import_s
         opened = worker.call(protocol.Load(case=spec), protocol.Opened, timeout_s=limit)
         one.load_s = opened.seconds["total"]
+        one.notes = opened.notes
+        if opened.provider != one.seat.provider:
+            raise FallbackError(f"compiled for {one.seat.provider}, but the loaded engine runs on {opened.provider}")
         one.stage = "measure"
         one.first_run_s = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
         worker.stop()
@@ -253,6 +260,7 @@ def _play(
                 _visit(one, schedule, launcher, "compute", round_, position, start)
                 if round_ % HOST_TO_HOST_EVERY == 0:
                     _visit(one, schedule, launcher, "host-to-host", round_, position, start)
+                one.worker.check_memory()
                 one.worker.stop()
 
 

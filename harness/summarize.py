@@ -57,9 +57,14 @@ def summarize(run: Run) -> RunSummary:
 def precise(run: Run) -> bool:
     """Say whether every ratio to the baseline is known to +-1 %, so that more launches are not needed.
 
-    Looks at the widths of intervals only; see `stats.precise`.
+    Looks at the widths of intervals only; see `stats.precise`. A case that failed is not waited for.
     """
-    return bool(stats.precise(estimates(run)[1]))
+    gone = {case.id for case in run.cases if case.failure is not None and case.status != "drifted"}
+    launches = [
+        msgspec.structs.replace(launch, sittings=[one for one in launch.sittings if one.case not in gone])
+        for launch in run.launches
+    ]
+    return bool(stats.precise(estimates(msgspec.structs.replace(run, launches=launches))[1]))
 
 
 def estimates(run: Run) -> tuple[list[str], Contrasts]:
@@ -70,7 +75,8 @@ def estimates(run: Run) -> tuple[list[str], Contrasts]:
     """
     workers = [run.settings.baseline, run.settings.baseline + CONTROL]
     seen = dict.fromkeys(sitting.case for launch in run.launches for sitting in launch.sittings)
-    cases = workers + [case for case in seen if case not in workers]
+    # The control of an earlier baseline is no candidate.
+    cases = workers + [case for case in seen if case not in workers and not case.endswith(CONTROL)]
     return cases, stats.contrast(_tables(run.launches, cases))
 
 

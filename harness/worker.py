@@ -21,7 +21,7 @@ import msgspec
 
 from harness import protocol, registry
 from harness.api import Availability, Backend, CompileRequest, Session
-from harness.artifact import Artifact, sha256, write_tensors
+from harness.artifact import Artifact, write_tensors
 from harness.errors import (
     CompileError,
     HarnessError,
@@ -144,7 +144,7 @@ class Worker:
         session.bind(artifact.input_set(0))
         path = Path(request.path)
         write_tensors(path, _safe(outputs))
-        return protocol.Written(sha256=sha256(path))
+        return protocol.Written()
 
     def _save(self, request: protocol.Save) -> protocol.Took:
         session, _ = self._opened()

@@ -25,7 +25,7 @@ MARKERS = ("notimpl", "notyet", "never")
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", sorted(registry.BACKENDS), scope="session")
+        metafunc.parametrize("backend", registry.backend_names(), scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def test_fault_has_its_status_and_reason(case: str, ruined: tuple[subprocess.Com
     failure = row["failure"]
     assert failure["stage"] == stage
     assert reason in failure["message"]
-    assert row["reproduce"] == f"harness compare --model tiny --backends {case}"
+    assert row["reproduce"] == f"harness compare --model tiny --backends {case} --timeout 15 --memory-limit 1.5"
     assert "Traceback" not in failure["message"]
 
 
@@ -143,6 +143,26 @@ def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
     assert [case["stages"]["compile"] for case in after["cases"]] == [
         case["stages"]["compile"] for case in before["cases"]
     ], "nothing is compiled again"
+
+
+def test_another_baseline_takes_over_when_the_first_cannot_be_loaded(tiny: Artifact, cli: Cli) -> None:
+    cases = "fake-exit-at-load,fake-ok,fake-ok:ms=2"
+    done = cli("compare", "--model", "tiny", "--backends", cases, "--launches", "2", "--budget", "30", "--json")
+    assert done.returncode == 3, done.stderr
+    table = json.loads(done.stdout)
+    assert table["baseline"] == "fake-ok"
+    found = rows(done)
+    assert found["fake-exit-at-load"]["status"] == "crashed"
+    assert found["fake-ok:ms=2.0"]["comparison"]["ratio"]["value"] > 1.5
+    assert any("compared with fake-ok instead" in note for note in table["notes"])
+
+
+def test_a_drifted_case_is_measured_on_and_resumed(tiny: Artifact, tmp_path: Path, cli: Cli) -> None:
+    first = cli("compare", "--model", "tiny", "--backends", "fake-ok,fake-nan", "--launches", "1", "--json")
+    assert first.returncode == 1, first.stderr
+    again = cli("compare", "--resume", "last", "--launches", "2", "--json")
+    assert again.returncode == 1, again.stderr
+    assert {row["id"]: row["launches"] for row in json.loads(again.stdout)["rows"]} == {"fake-ok": 2, "fake-nan": 2}
 
 
 def _wait_for_launches(out: Path, count: int) -> Path:

@@ -360,6 +360,7 @@ def test_real_worker_answers_and_says_what_is_not_open(launcher: Launcher) -> No
         with pytest.raises(RunError, match="no engine is open") as caught:
             ask(worker)
         assert "Traceback" in caught.value.worker_traceback
+        assert worker._requests is not None
         os.write(worker._requests, b"not a request\n")
         with pytest.raises(RunError, match="DecodeError"):
             ask(worker)
