@@ -5,6 +5,7 @@ Every finished step is saved at once, so that nothing is lost to an interruption
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -336,7 +337,7 @@ def _warm(case: Case, sitting: Sitting) -> Case:
 
 
 def _control(seat: Seat) -> Seat:
-    return Seat(case=seat.case + CONTROL, spec=seat.spec, environment=seat.environment, slug=seat.slug)
+    return dataclasses.replace(seat, case=seat.case + CONTROL)
 
 
 def _compile_line(case: Case) -> str:

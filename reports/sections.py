@@ -106,10 +106,10 @@ def legend(summary: RunSummary) -> Iterator[str]:
         "host-to-host adds copying inputs in and outputs out."
     )
     yield (
-        "compile is the whole way from the exported model to a session that can run, cold unless a note says otherwise; "
-        "warm load is the same from the saved engine in a fresh process. engine = all that the backend saved, with the "
-        "weights or without. Drift is of the output farthest from the reference. A dash = not measured, or too few "
-        "samples for that percentile."
+        "compile is the whole way from the exported model to a session that can run, cold unless a note says "
+        "otherwise; warm load is the same from the saved engine in a fresh process. engine = all that the backend "
+        "saved, with the weights or without. Drift is of the output farthest from the reference. A dash = not "
+        "measured, or too few samples for that percentile."
     )
 
 
