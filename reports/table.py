@@ -13,7 +13,18 @@ from typing import Literal
 
 from harness.api import Scalar
 from harness.summary import CaseSummary, RunSummary
-from reports.formatting import MISSING, Unit, clean, ratio, scientific, shorten, significant, time_unit, verdict
+from reports.formatting import (
+    MISSING,
+    SECONDS,
+    Unit,
+    clean,
+    ratio,
+    scientific,
+    shorten,
+    significant,
+    time_unit,
+    verdict,
+)
 from reports.values import Values, values, worst
 
 Emphasis = Literal["", "good", "bad", "muted"]
@@ -63,7 +74,7 @@ Drawn = tuple[Column, list[Cell]]
 
 
 def draw_table(summary: RunSummary) -> Table:
-    """Return one row a case and one column a quantity, each column of times in the unit that suits its values."""
+    """Return one row a case, one column a quantity; latencies in the unit that suits them, compilations in seconds."""
     flats = [values(row, summary) for row in summary.rows]
     latency = time_unit(_seconds(flats, "p50_ns"))
     drawn = [
@@ -71,8 +82,8 @@ def draw_table(summary: RunSummary) -> Table:
         _text("version", "version", flats),
         _text("provider", "provider", flats),
         _text("precision", "precision", flats),
-        _time("compile_s", "compile", flats),
-        _time("warm_load_s", "warm load", flats),
+        _time("compile_s", "compile", flats, unit=SECONDS),
+        _time("warm_load_s", "warm load", flats, unit=SECONDS),
         _time("first_run_s", "first run", flats),
         _time("p50_ns", "p50", flats, unit=latency, digits=4),
         _time("p95_ns", "p95", flats, unit=latency, digits=4),
