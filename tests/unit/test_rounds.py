@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,7 @@ def seat(case: str, artifact: Artifact, folder: Path, *, backend: str = "fake-ok
         cache_dir=str(folder),
     )
     slug = case.removesuffix(CONTROL)
-    return Seat(case=case, spec=spec, environment={"PYTHONPATH": str(PLUGINS)}, slug=slug)
+    return Seat(case=case, spec=spec, environment={"PYTHONPATH": str(PLUGINS)}, slug=slug, provider="fake")
 
 
 def play(seats: list[Seat], launcher: Launcher, outputs: Path, **given: Any) -> Conducted:
@@ -238,3 +239,12 @@ def test_groups_by_hand(capacity: int, expected: list[list[str]]) -> None:
 
 def test_only_the_baseline() -> None:
     assert plan_groups("base", {"base": 10}, 5) == [[]]
+
+
+def test_a_loaded_engine_that_runs_elsewhere_is_a_fallback(tiny: Artifact, launcher: Launcher, tmp_path: Path) -> None:
+    elsewhere = dataclasses.replace(seat("fake-ok", tiny, tmp_path), provider="another")
+    conducted = play([elsewhere], launcher, tmp_path)
+    failure = conducted.launch.sittings[0].failure
+    assert failure is not None
+    assert "compiled for another, but the loaded engine runs on fake" in failure.message
+    assert conducted.errors["fake-ok"].status == "fallback"
