@@ -135,7 +135,7 @@ class TensorRTRTX(TensorRTFamily):
             session.bind(request.artifact.input_set(0))
             session.execute()
             session.synchronize()
-        except BaseException:
+        except BaseException:  # whatever ends it, Ctrl-C too, the device memory is freed; it goes on up
             session.close()
             raise
         return session

@@ -114,7 +114,7 @@ class EngineSession(Session):
             self._engine = self._made(self._runtime.deserialize_cuda_engine(plan), "deserialized")
             self._context = self._made(self._create_context(self._engine), "given an execution context")
             self._place()
-        except BaseException:
+        except BaseException:  # whatever ends it, Ctrl-C too, the device memory is freed; it goes on up
             self.close()
             raise
 
