@@ -15,7 +15,7 @@ OTHER    := $(if $(filter gpu,$(KIND)),cpu,gpu)
 PIP      := $(VENV)/bin/python -m pip --disable-pip-version-check
 SETUP    := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: compare test setup check-system clean
+.PHONY: compare test reference setup check-system clean
 .DEFAULT_GOAL := compare
 
 compare: $(VENV)/.installed-all-$(KIND)
@@ -44,6 +44,10 @@ check-system:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: the venv module is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
 	@command -v g++ >/dev/null || { echo "error: g++ is missing, torch.compile needs it; run: sudo apt-get install g++" >&2; exit 1; }
+
+# Every reference model in eager and ONNX Runtime: hours of work for a laptop, so a table of its own.
+reference: $(VENV)/.installed-all-$(KIND)
+	$(VENV)/bin/harness compare --suite reference --backends eager,onnxruntime $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from backends.torch_module import TorchSession, prepare, probe_torch
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
+from harness.errors import UnsupportedError, UsageError
+
+KERNELS = {
+    "math": "MATH",
+    "flash": "FLASH_ATTENTION",
+    "efficient": "EFFICIENT_ATTENTION",
+    "cudnn": "CUDNN_ATTENTION",
+}
+"""Option -> member of `torch.nn.attention.SDPBackend`."""
+ATTENTION = "aten::_scaled_dot_product_"
+"""How the operators begin that `scaled_dot_product_attention` chooses between; the kernel's name comes next."""
 
 
 class EagerOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,6 +30,13 @@ class EagerOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fie
     channels_last: Annotated[bool, msgspec.Meta(description="store images as NHWC; often faster for convolutions")] = (
         False
     )
+    sdpa: (
+        Annotated[
+            Literal["math", "flash", "efficient", "cudnn"],
+            msgspec.Meta(description="the one kernel that attention may use; by default torch chooses"),
+        ]
+        | None
+    ) = None
 
 
 class Eager(Backend):
@@ -24,7 +44,7 @@ class Eager(Backend):
 
     name = "eager"
     summary = "PyTorch without a compiler"
-    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), dynamic_shapes=True, saves_engines=False)
+    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), saves_engines=False)
     modules = ("torch",)
     Options = EagerOptions
 
@@ -32,16 +52,88 @@ class Eager(Backend):
     def probe(cls) -> Availability:
         return probe_torch()
 
+    @classmethod
+    def check(cls, options: BackendOptions) -> None:
+        if options.dynamic:
+            raise UsageError("eager has no engine: it takes every shape as it is", hint="leave out dynamic=true")
+
     def compile(self, request: CompileRequest) -> Session:
         with request.stage("load"):
-            return self._session(request)
+            session = self._session(request)
+        try:
+            _check_attention(session, request)
+        except BaseException:  # whatever ends it, torch's choice of kernels is free again; it goes on up
+            session.close()
+            raise
+        return session
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         return self._session(request)
 
     def _session(self, request: CompileRequest) -> Session:
-        options = request.options
-        assert isinstance(options, EagerOptions)
+        options = _options(request)
         module = prepare(request, channels_last=options.channels_last)
-        provider = f"torch {request.device}" + (" channels_last" if options.channels_last else "")
-        return TorchSession(module, request, provider=provider, channels_last=options.channels_last)
+        chosen = (" channels_last" if options.channels_last else "") + (f" sdpa={options.sdpa}" if options.sdpa else "")
+        return TorchSession(
+            module,
+            request,
+            provider=f"torch {request.device}{chosen}",
+            channels_last=options.channels_last,
+            within=_only(options.sdpa),
+        )
+
+
+def _options(request: CompileRequest) -> EagerOptions:
+    assert isinstance(request.options, EagerOptions)
+    return request.options
+
+
+def _only(kernel: str | None) -> AbstractContextManager[object]:
+    if kernel is None:
+        return nullcontext()
+    from torch.nn import attention
+
+    chosen: AbstractContextManager[object] = attention.sdpa_kernel(getattr(attention.SDPBackend, KERNELS[kernel]))
+    return chosen
+
+
+def _check_attention(session: Session, request: CompileRequest) -> None:
+    """Run once under the profiler, and see that attention ran on the kernel that was asked for, and on no other.
+
+    Raises:
+        UnsupportedError: The kernel cannot run this model here, or the model has no attention to run on it.
+    """
+    kernel = _options(request).sdpa
+    if kernel is None:
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    session.bind(request.artifact.input_set(0))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            with profile(activities=[ProfilerActivity.CPU]) as seen:
+                session.execute()
+                session.synchronize()
+        except RuntimeError as exc:
+            if "No viable backend" not in str(exc) and "No available kernel" not in str(exc):
+                raise
+            why = "; ".join(dict.fromkeys(_first_sentence(str(entry.message)) for entry in said))
+            raise UnsupportedError(
+                f"sdpa={kernel}: torch has no such kernel for this model on {request.device}"
+                + (f": {why}" if why else ""),
+                hint="leave out sdpa, or choose math, which runs everywhere",
+            ) from exc
+    ran = {event.name for event in seen.events() or [] if event.name.startswith(ATTENTION)}
+    wrong = sorted(name for name in ran if not name.removeprefix(ATTENTION).startswith(_operator(kernel)))
+    if not ran or wrong:
+        found = f"it ran {', '.join(wrong)}" if wrong else "it never calls scaled_dot_product_attention"
+        raise UnsupportedError(f"sdpa={kernel} chooses nothing in this model: {found}", hint="leave out sdpa")
+
+
+def _operator(kernel: str) -> str:
+    return "attention_math" if kernel == "math" else kernel
+
+
+def _first_sentence(text: str) -> str:
+    return text.split(" (Triggered internally", 1)[0].strip()

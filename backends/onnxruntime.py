@@ -142,7 +142,7 @@ def _open(
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     if optimised is not None:
         settings.optimized_model_filepath = str(optimised)
-        if request.artifact.weights_path.stat().st_size > 1 << 30:  # protobuf ends at 2 GiB
+        if request.artifact.manifest.weights_bytes > 1 << 30:  # protobuf ends at 2 GiB
             settings.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", f"{ENGINE}.data"
             )

@@ -30,7 +30,7 @@ class TensorRT(TensorRTFamily):
 
     name = "tensorrt"
     summary = "NVIDIA TensorRT 10 or 11, tuned on the device"
-    capabilities = Capabilities(source="onnx", devices=("cuda",))
+    capabilities = Capabilities(source="onnx", devices=("cuda",), dynamic_shapes=True)
     modules = ("tensorrt",)
     Options = TensorRTOptions
     install_note = "; its libraries come from NVIDIA's own package index"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,22 @@ class Build:
             raise CompileError(
                 f"{self._case}: {onnx_path.name} has no outputs", hint="export it again: harness cache clear --exports"
             )
+
+    def set_profile(self, ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+        """Say which shapes the engine must take: input -> its smallest and its largest. It is tuned for the largest.
+
+        Raises:
+            UnsupportedError: An input's values, and not only its shape, decide over shapes inside the network.
+            CompileError: The network does not leave free what the ranges do, or TensorRT refused them.
+        """
+        profile = self._builder.create_optimization_profile()
+        for tensor in (self._network.get_input(index) for index in range(self._network.num_inputs)):
+            if tensor.is_shape_tensor:
+                raise UnsupportedError(f"{self._case}: shapes depend on the values of '{tensor.name}'")
+            smallest, largest = ranges[tensor.name]
+            profile.set_shape(tensor.name, smallest, largest, largest)
+        if not profile or self.config.add_optimization_profile(profile) < 0:
+            raise CompileError(f"{self._case}: its range of shapes was refused: {self._reasons()}")
 
     def limit_workspace(self, nbytes: int) -> None:
         """Cap the scratch memory that one layer may use.

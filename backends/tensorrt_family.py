@@ -20,7 +20,7 @@ from backends.cuda_device import Driver, Gpu
 from backends.tensorrt_build import Build
 from backends.tensorrt_session import EngineCard, EngineSession, TargetEngine, read_engine
 from harness import registry
-from harness.api import Availability, Backend, BackendOptions, CompileRequest, Scalar, Session
+from harness.api import Availability, Backend, BackendOptions, CompileRequest, DynamicShapes, Scalar, Session
 from harness.errors import RunError, UnavailableError, UnsupportedError
 
 MIB = 1 << 20
@@ -99,7 +99,7 @@ class TensorRTFamily(Backend):
         gpu = self._gpu(request)
         target = self._target(request.options, gpu)
         trt = importlib.import_module(self.modules[0])
-        case = f"{self.name} cannot compile '{request.artifact.manifest.model}' ({request.precision}, {target})"
+        case = f"{self.name} cannot compile '{request.artifact.manifest.model.label}' ({request.precision}, {target})"
         build = Build(trt, case, request.threads)
         with request.stage("load"):
             build.parse(request.artifact.onnx_path)
@@ -166,6 +166,9 @@ class TensorRTFamily(Backend):
         else:
             build.config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's own default is on
         facts: dict[str, Scalar] = {"tf32": options.tf32}
+        if request.dynamic is not None:
+            build.set_profile({spec.name: request.dynamic.bounds(spec) for spec in request.artifact.inputs})
+            facts["profile"] = _profile(request.dynamic)
         if options.workspace_mb is not None:
             build.limit_workspace(options.workspace_mb * MIB)
             facts["workspace_mb"] = options.workspace_mb
@@ -186,6 +189,11 @@ class TensorRTFamily(Backend):
     def _started(self, session: EngineSession, request: CompileRequest) -> EngineSession:
         """Finish what the compiler leaves to the first run."""
         return session
+
+
+def _profile(dynamic: DynamicShapes) -> str:
+    """Return the shapes that an engine takes and those that it is tuned for: `batch 1 to 8, tuned for 8`."""
+    return "; ".join(f"{name} {low} to {high}, tuned for {high}" for name, (low, high) in dynamic.ranges.items())
 
 
 def _import_in_child(module: str) -> tuple[str | None, str]:

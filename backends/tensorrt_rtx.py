@@ -77,7 +77,7 @@ class TensorRTRTX(TensorRTFamily):
 
     name = "tensorrt-rtx"
     summary = "NVIDIA TensorRT for RTX: builds for a GPU that need not be here"
-    capabilities = Capabilities(source="onnx", devices=("cuda",), compile_targets=tuple(TARGETS))
+    capabilities = Capabilities(source="onnx", devices=("cuda",), compile_targets=tuple(TARGETS), dynamic_shapes=True)
     modules = ("tensorrt_rtx",)
     Options = RtxOptions
 

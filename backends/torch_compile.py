@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from backends.torch_module import TorchSession, prepare, probe_torch, saved_facts
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Scalar, Session
+from harness.api import (
+    Availability,
+    Backend,
+    BackendOptions,
+    Capabilities,
+    CompileRequest,
+    DynamicShapes,
+    Scalar,
+    Session,
+    TensorSpec,
+)
 from harness.errors import CompileError, RunError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +37,6 @@ class TorchCompileOptions(BackendOptions, frozen=True, kw_only=True, forbid_unkn
         msgspec.Meta(description="torch.compile's mode"),
     ] = "default"
     fullgraph: Annotated[bool, msgspec.Meta(description="fail at a graph break instead of splitting the graph")] = False
-    dynamic: Annotated[bool, msgspec.Meta(description="compile for dynamic shapes")] = False
     freezing: Annotated[bool, msgspec.Meta(description="fold weights into the code as constants")] = False
     channels_last: Annotated[bool, msgspec.Meta(description="store images as NHWC")] = False
     aot: Annotated[bool, msgspec.Meta(description="build an AOTInductor package, loadable without compiling")] = False
@@ -49,8 +60,6 @@ class TorchCompile(Backend):
         assert isinstance(options, TorchCompileOptions)
         if options.aot and options.fullgraph:
             raise UsageError("torch-compile: aot=true always captures the full graph; leave out fullgraph")
-        if options.aot and options.dynamic:
-            raise UsageError("torch-compile: aot=true is built for static shapes here; leave out dynamic")
 
     @classmethod
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
@@ -69,8 +78,14 @@ class TorchCompile(Backend):
         with request.stage("build"):
             if options.aot:
                 return self._build_package(module, arguments, request, options)
-            call, facts = _compile_lazily(module, arguments, options)
-        return self._session(call, request, options, facts=facts, notes=_notes(facts))
+            compiled = _compiled(module, options)
+            facts = _trace(compiled, arguments, request.dynamic, request.artifact.inputs)
+            notes = _notes(facts)
+            for ones in _ones(request.dynamic):
+                # Sizes of 1 have code of their own; the sweep will ask for it, and it belongs to this engine.
+                cut = _cut(arguments, request, ones)
+                facts["graphs"] = _trace(compiled, cut, request.dynamic, request.artifact.inputs)["graphs"]
+        return self._session(compiled, request, options, facts=facts, notes=notes)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import torch._inductor.config
@@ -83,10 +98,13 @@ class TorchCompile(Backend):
             return self._session(_open_package(engine_dir, request), request, options, facts=facts, notes=notes)
         module = prepare(request, channels_last=options.channels_last)
         arguments = _arguments(request, channels_last=options.channels_last)
-        call, found = _compile_lazily(module, arguments, options)
-        if not found["cache_hits"]:
-            notes = [*notes, "a warm start found nothing in Inductor's cache and compiled everything again"]
-        return self._session(call, request, options, facts=facts, notes=notes)
+        compiled = _compiled(module, options)
+        found = _trace(compiled, arguments, request.dynamic, request.artifact.inputs)
+        if ones := _sizes_of_one(request):
+            notes = [*notes, f"torch.compile does not generalise over sizes of 1: {ones} runs a graph of its own"]
+        if not found["cache_hits"] or (request.dynamic and _missed()):
+            notes = [*notes, "a warm start found no graph for this shape in Inductor's cache and compiled it anew"]
+        return self._session(compiled, request, options, facts=facts, notes=notes)
 
     def _build_package(
         self,
@@ -98,10 +116,23 @@ class TorchCompile(Backend):
         import torch
         import torch._inductor
 
+        config = _inductor_config(options)
+        if _ones(request.dynamic):
+            # Code for sizes from 2 on is right for 1 too; a package would refuse it. Too large a size is still refused.
+            config["aot_inductor.check_lowerbound"] = False
         with torch.inference_mode():
-            program = torch.export.export(module, tuple(arguments))
+            try:
+                program = torch.export.export(
+                    module,
+                    tuple(arguments),
+                    dynamic_shapes=_export_shapes(module, request) if request.dynamic else None,
+                )
+            except torch._dynamo.exc.UserError as exc:
+                if request.dynamic is None:
+                    raise
+                raise _not_free(request.dynamic, exc) from exc
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(request.engine_dir / PACKAGE), inductor_configs=_inductor_config(options)
+                program, package_path=str(request.engine_dir / PACKAGE), inductor_configs=config
             )
         facts: dict[str, Scalar] = {"graphs": 1, "graph_breaks": 0, "aot": True}
         return self._session(_open_package(request.engine_dir, request), request, options, facts=facts, notes=[])
@@ -145,28 +176,111 @@ def _inductor_config(options: TorchCompileOptions) -> dict[str, Any]:
     return config
 
 
-def _compile_lazily(
-    module: torch.nn.Module, arguments: list[torch.Tensor], options: TorchCompileOptions
-) -> tuple[Any, dict[str, Scalar]]:
+def _compiled(module: torch.nn.Module, options: TorchCompileOptions) -> Any:
+    import torch
+
+    return torch.compile(module, fullgraph=options.fullgraph, options=_inductor_config(options))
+
+
+def _trace(
+    compiled: Any, arguments: list[torch.Tensor], dynamic: DynamicShapes | None, specs: tuple[TensorSpec, ...]
+) -> dict[str, Scalar]:
+    """Call for the first time at a shape, which compiles. Return what the process' counters say after it."""
     import torch
     from torch._dynamo.utils import counters
+    from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
-    compiled = torch.compile(
-        module, fullgraph=options.fullgraph, dynamic=options.dynamic or None, options=_inductor_config(options)
-    )
+    if dynamic is not None:
+        _mark(arguments, dynamic, specs)
     try:
         with torch.inference_mode():
-            compiled(*arguments)  # compilation happens at the first call
+            compiled(*arguments)
     except torch._dynamo.exc.Unsupported as exc:
         raise UnsupportedError(f"graph break with fullgraph=true: {exc}", hint="leave out fullgraph") from exc
+    except ConstraintViolationError as exc:
+        assert dynamic is not None
+        raise _not_free(dynamic, exc) from exc
     except torch._dynamo.exc.TorchDynamoException as exc:
         raise CompileError(f"{type(exc).__name__}: {exc}") from exc
-    facts: dict[str, Scalar] = {
+    return {
         "graphs": int(counters["stats"]["unique_graphs"]),
         "graph_breaks": sum(counters["graph_break"].values()),
         "cache_hits": int(counters["inductor"]["fxgraph_cache_hit"]),
     }
-    return compiled, facts
+
+
+def _missed() -> int:
+    """Return how many graphs this process did not find in Inductor's cache."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["fxgraph_cache_miss"])
+
+
+def _not_free(dynamic: DynamicShapes, exc: Exception) -> UnsupportedError:
+    return UnsupportedError(
+        f"torch cannot leave {' and '.join(dynamic.ranges)} free in this model: {exc}",
+        hint="leave out dynamic=true: every shape then gets its own engine",
+    )
+
+
+def _mark(arguments: list[torch.Tensor], dynamic: DynamicShapes, specs: tuple[TensorSpec, ...]) -> None:
+    """Leave the axes of the sweep free. An axis of size 1 cannot be: Dynamo always compiles for it alone."""
+    import torch
+
+    for tensor, spec in zip(arguments, specs, strict=True):
+        for axis, (low, high) in enumerate(zip(*dynamic.bounds(spec), strict=True)):
+            if low != high and tensor.shape[axis] > 1:
+                torch._dynamo.mark_dynamic(tensor, axis, min=max(low, 2), max=high)
+
+
+def _ones(dynamic: DynamicShapes | None) -> list[tuple[str, ...]]:
+    """Return the sets of free dimensions that may be 1 together in the sweep."""
+    may = [name for name, (low, _) in dynamic.ranges.items() if low == 1] if dynamic else []
+    return [chosen for size in range(1, len(may) + 1) for chosen in itertools.combinations(may, size)]
+
+
+def _cut(arguments: list[torch.Tensor], request: CompileRequest, ones: tuple[str, ...]) -> list[torch.Tensor]:
+    """Return the arguments with the named dimensions cut to size 1."""
+    import torch
+
+    assert request.dynamic is not None
+    out = []
+    with torch.inference_mode():
+        for tensor, spec in zip(arguments, request.artifact.inputs, strict=True):
+            for axis, name in request.dynamic.axes.get(spec.name, {}).items():
+                if name in ones:
+                    tensor = tensor.narrow(axis, 0, 1)
+            out.append(tensor.clone())
+    return out
+
+
+def _sizes_of_one(request: CompileRequest) -> str:
+    """Return the dimensions of the sweep that are 1 in this request, such as `batch=1`."""
+    if request.dynamic is None:
+        return ""
+    found = {
+        name: None
+        for spec in request.artifact.inputs
+        for axis, name in request.dynamic.axes.get(spec.name, {}).items()
+        if name in request.dynamic.ranges and spec.shape[axis] == 1
+    }
+    return ", ".join(f"{name}=1" for name in found)
+
+
+def _export_shapes(module: torch.nn.Module, request: CompileRequest) -> dict[str, Any]:
+    """Return torch.export's `dynamic_shapes`: parameter of `forward` -> what is free in it, nested as it is."""
+    import torch
+
+    dynamic = request.dynamic
+    assert dynamic is not None
+    free = {
+        name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in dynamic.ranges.items() if low != high
+    }
+    shapes = [
+        {axis: free[name] for axis, name in dynamic.axes.get(spec.name, {}).items() if name in free}
+        for spec in request.artifact.inputs
+    ]
+    return dict(inspect.signature(module.forward).bind(*shapes).arguments)
 
 
 def _notes(facts: dict[str, Scalar]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,21 +40,31 @@ def prepare(request: CompileRequest, *, channels_last: bool) -> torch.nn.Module:
     """Rebuild the artifact's module with its weights on the requested device; set threads and float32 rules.
 
     Raises:
-        UnsupportedError: The precision or the memory layout does not fit.
+        UnsupportedError: There is no torch module, or the precision or the memory layout does not fit.
     """
     import torch
 
     if request.precision != "fp32":
         raise UnsupportedError(f"precision {request.precision} is not built for torch backends")
+    if channels_last and all(len(spec.shape) != 4 for spec in request.artifact.inputs):
+        raise UnsupportedError("channels_last needs a four-dimensional input, and this model has none")
     torch.set_num_threads(request.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     module = request.artifact.module()
     assert isinstance(module, torch.nn.Module)
     if channels_last:
-        if all(len(spec.shape) != 4 for spec in request.artifact.inputs):
-            raise UnsupportedError("channels_last needs a four-dimensional input, and this model has none")
         module = module.to(memory_format=torch.channels_last)
     return module.to(request.device)
+
+
+@functools.cache
+def _leave_gradients_off() -> object:
+    """Enter inference mode for the rest of the process, which runs sessions only; entering it per call costs time."""
+    import torch
+
+    mode = torch.inference_mode()
+    mode.__enter__()
+    return mode  # kept by the cache: when it is collected the mode ends
 
 
 class TorchSession(Session):
@@ -68,7 +79,9 @@ class TorchSession(Session):
         channels_last: bool = False,
         facts: Mapping[str, Scalar] | None = None,
         notes: list[str] | None = None,
+        within: AbstractContextManager[object] | None = None,
     ) -> None:
+        """Take what runs; `within` is entered once, before the first call, and left by `close()`."""
         import torch
 
         self.provider = provider
@@ -80,8 +93,10 @@ class TorchSession(Session):
         self._notes = list(notes or [])
         self._inputs: list[torch.Tensor] = []
         self._results: Any = None
-        self._grad_off = torch.inference_mode()
-        self._grad_off.__enter__()  # for the whole process: it holds one session, and entering it per call costs time
+        _leave_gradients_off()
+        self._within = ExitStack()
+        if within is not None:
+            self._within.enter_context(within)
 
     def facts(self) -> dict[str, Scalar]:
         return dict(self._facts)
@@ -114,12 +129,20 @@ class TorchSession(Session):
             torch.cuda.synchronize(self._device)
 
     def outputs(self) -> dict[str, np.ndarray]:
-        results = self._results if isinstance(self._results, (tuple, list)) else [self._results]
+        import torch
+        from torch.utils import _pytree
+
+        # Caches come nested in tuples, transformers' results as dicts: in the order in which the exporter sees them.
+        results = [leaf for leaf in _pytree.tree_leaves(self._results) if isinstance(leaf, torch.Tensor)]
         names = [spec.name for spec in self._artifact.outputs]
+        if len(results) != len(names):
+            raise RunError(f"expected {len(names)} outputs, the module returned {len(results)}")
+        # A copy even on the CPU: an output may be a view of an input.
         return {name: tensor.cpu().contiguous().numpy().copy() for name, tensor in zip(names, results, strict=True)}
 
     def close(self) -> None:
         self._inputs, self._results = [], None
+        self._within.close()
 
 
 def saved_facts(engine_dir: Path) -> tuple[dict[str, Scalar], list[str]]:

@@ -10,22 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from backends import tvm_tuning
-from backends.tvm_session import HEADER, LIBRARY, Header, TVMSession, first_line, this_cpu
+from backends import tvm_graph, tvm_tuning
+from backends.tvm_session import HEADER, LIBRARY, Header, TVMSession, case_of, first_line, this_cpu
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Scalar, Session
 from harness.errors import CompileError, HarnessError, RunError, UnsupportedError, UsageError
 
-RECIPE = "1"
-"""Changes whenever `_prepare()` does: kernels of another recipe are other tasks with another budget."""
-CONV_LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
-"""Channels last, so that a vector runs along them: ResNet-50's kernels reach several times the speed of NCHW.
-Transposed convolutions have kernels for channels first only."""
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
 
 
@@ -50,7 +44,7 @@ class TVM(Backend):
 
     name = "tvm"
     summary = "Apache TVM: Relax with kernels tuned by MetaSchedule"
-    capabilities = Capabilities(source="onnx", devices=("cpu",), precisions=("fp32",))
+    capabilities = Capabilities(source="onnx", devices=("cpu",), precisions=("fp32",), dynamic_shapes=True)
     modules = ("tvm", "tvm.relax", "tvm.relax.frontend.onnx", "tvm.s_tir.meta_schedule")
     Options = Options
 
@@ -81,13 +75,14 @@ class TVM(Backend):
     def check(cls, options: BackendOptions) -> None:
         options = cast("Options", options)
         default = cls.Options()
-        if options.tuner != "none":
+        untuned = "tuner=none" if options.tuner == "none" else "dynamic=true"
+        if options.tuner != "none" and not options.dynamic:
             return
         for field in ("trials", "tuning_seconds"):
             if getattr(options, field) != getattr(default, field):
                 raise UsageError(
-                    f"tvm: {field} says how long to tune, but tuner=none does not tune",
-                    hint=f"leave out {field} or tuner=none",
+                    f"tvm: {field} says how long to tune, but {untuned} does not tune",
+                    hint=f"leave out {field} or {untuned}",
                 )
 
     @classmethod
@@ -105,8 +100,8 @@ class TVM(Backend):
         with _compile_errors(request):
             with request.stage("load"):
                 target = _target(request)
-                prepared = _prepare(request, target)
-            if options.tuner == "none":
+                prepared = tvm_graph.prepare(request, target)
+            if options.tuner == "none" or request.dynamic is not None:
                 with request.stage("build"):
                     return _session(request, _build(prepared.module, target, None), prepared, target, None)
             with tvm_tuning.open_store(_store_folder(request, target), lambda: _say_waiting(request)) as store:
@@ -150,67 +145,6 @@ def _target(request: CompileRequest) -> Any:
     return tvm.target.Target({"kind": "llvm", "mcpu": this_cpu(), "num-cores": request.threads})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """The module that tuning and building both start from."""
-
-    module: Any
-    inputs: tuple[str, ...]
-    """In the order of its arguments."""
-    notes: list[str]
-
-
-def _prepare(request: CompileRequest, target: Any) -> Prepared:
-    """Import the ONNX file and lower it to fused kernels."""
-    import onnx
-    import tvm
-    from tvm.relax.frontend.onnx import from_onnx
-
-    model = onnx.load(request.artifact.onnx_path)
-    constants = {initializer.name for initializer in model.graph.initializer}
-    inputs = tuple(entry.name for entry in model.graph.input if entry.name not in constants)
-    try:
-        module = from_onnx(model, keep_params_in_input=False)
-    except tvm.error.OpNotImplemented as exc:
-        raise UnsupportedError(f"tvm cannot import {_case(request)}: {first_line(exc)}") from exc
-    notes = []
-    if any(node.op_type == "Conv" for node in model.graph.node):
-        try:
-            return Prepared(module=_lower(module, target, CONV_LAYOUT), inputs=inputs, notes=[])
-        except Exception as exc:
-            # The layout pass does not know every operator; what it breaks on runs as it was exported.
-            notes.append(f"convolutions stayed channels first, which is slower: {first_line(exc)}")
-    return Prepared(module=_lower(module, target, None), inputs=inputs, notes=notes)
-
-
-def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None) -> Any:
-    import tvm
-    from tvm import relax
-    from tvm.relax import transform
-
-    passes = [
-        transform.DecomposeOpsForInference(),
-        transform.CanonicalizeBindings(),
-        *([transform.ConvertLayout(layout), transform.Normalize(), transform.CanonicalizeBindings()] if layout else []),
-        transform.FoldConstant(),
-        relax.get_pipeline("zero"),
-    ]
-    with target:
-        lowered = tvm.transform.Sequential(passes)(module)
-    left: set[str] = set()
-
-    def visit(expression: Any) -> None:
-        if isinstance(expression, relax.Call) and str(getattr(expression.op, "name", "")).startswith("relax.nn."):
-            left.add(expression.op.name)
-
-    for function in lowered.functions.values():
-        if isinstance(function, relax.Function):
-            relax.analysis.post_order_visit(function, visit)
-    if left:
-        raise CompileError(f"tvm has no kernels for {', '.join(sorted(left))}")
-    return lowered
-
-
 def _build(module: Any, target: Any, database: Any) -> Any:
     """Compile a lowered module with the schedules of a database, or with none."""
     import tvm
@@ -225,12 +159,16 @@ def _build(module: Any, target: Any, database: Any) -> Any:
 def _store_folder(request: CompileRequest, target: Any) -> Path:
     import tvm
 
-    key = "\n".join((request.artifact.hash, str(target), tvm.__version__, RECIPE))
+    key = "\n".join((request.artifact.hash, str(target), tvm.__version__, tvm_graph.RECIPE))
     return request.cache_dir / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def _session(
-    request: CompileRequest, executable: Any, prepared: Prepared, target: Any, outcome: tvm_tuning.Outcome | None
+    request: CompileRequest,
+    executable: Any,
+    prepared: tvm_graph.Prepared,
+    target: Any,
+    outcome: tvm_tuning.Outcome | None,
 ) -> TVMSession:
     import tvm
 
@@ -242,12 +180,12 @@ def _session(
         cpu=cpu,
         inputs=prepared.inputs,
         facts=_facts(outcome),
-        notes=[*_notes(outcome), *prepared.notes],
+        notes=[*_notes(outcome, request), *prepared.notes],
     )
     try:
         return TVMSession(request, executable, header)
     except KeyError as exc:
-        raise CompileError(f"tvm: the ONNX file's input {exc} is not an input of {_case(request)}") from exc
+        raise CompileError(f"tvm: the ONNX file's input {exc} is not an input of {case_of(request)}") from exc
 
 
 def _facts(outcome: tvm_tuning.Outcome | None) -> dict[str, Scalar]:
@@ -265,9 +203,10 @@ def _facts(outcome: tvm_tuning.Outcome | None) -> dict[str, Scalar]:
     }
 
 
-def _notes(outcome: tvm_tuning.Outcome | None) -> list[str]:
+def _notes(outcome: tvm_tuning.Outcome | None, request: CompileRequest) -> list[str]:
     if outcome is None:
-        return ["no schedule: TVM's kernels ran as serial scalar loops, because tuner=none"]
+        why = "tuner=none" if request.dynamic is None else "MetaSchedule tunes kernels of one shape only"
+        return [f"no schedule: TVM's kernels ran as serial scalar loops, because {why}"]
     notes = []
     if outcome.records_before:
         notes.append(
@@ -298,11 +237,13 @@ def _compile_errors(request: CompileRequest) -> Iterator[None]:
             f"tvm cannot tune here: {exc}", hint=f"pip install '{PINNED_FFI}', or set tuner=none"
         ) from exc
     except Exception as exc:
-        raise CompileError(f"tvm cannot compile {_case(request)}: {first_line(exc)}") from exc
-
-
-def _case(request: CompileRequest) -> str:
-    return f"'{request.artifact.manifest.model}' ({request.precision}, {request.device})"
+        message = f"tvm cannot compile {case_of(request)}: {first_line(exc)}"
+        if request.dynamic is not None:
+            # The importer needs ranks and sizes in places where a free dimension hides them.
+            raise UnsupportedError(
+                message, hint="leave out dynamic=true: every shape then gets its own engine"
+            ) from exc
+        raise CompileError(message) from exc
 
 
 def _say_waiting(request: CompileRequest) -> None:

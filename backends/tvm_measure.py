@@ -85,9 +85,14 @@ class Workers:
         built = list(self._threads.map(build_lane, range(lanes)))
         results: list[list[float] | str] = []
         for slot, candidate in enumerate(candidates):
+            worker = self._workers[slot % lanes]
             result = built[slot % lanes][slot // lanes]
             if result is None:
-                result = _ask(self._workers[slot % lanes], run, slot, candidate.arguments)
+                result = _ask(worker, run, slot, candidate.arguments)
+            if result is None:
+                # Another candidate ended this worker after it had built this one: its successor builds it again.
+                result = _ask(worker, build, slot, candidate.module, candidate.target)
+                result = result or _ask(worker, run, slot, candidate.arguments)
             results.append([float(x) for x in result] if isinstance(result, list) else str(result))
         return results
 
@@ -175,11 +180,13 @@ def build(slot: int, module: Any, target: Any) -> None:
     _built[slot] = library
 
 
-def run(slot: int, arguments: list[Any]) -> list[float]:
-    """Measure what `build()` kept; return seconds a call."""
+def run(slot: int, arguments: list[Any]) -> list[float] | None:
+    """Measure what `build()` kept; return seconds a call, or None where this process built nothing for the slot."""
     import numpy as np
     import tvm
 
+    if slot not in _built:
+        return None
     fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
     tensors = []
     for _, dtype, shape in arguments:

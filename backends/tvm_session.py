@@ -100,6 +100,12 @@ def this_cpu() -> str:
     return str(llvm_get_system_cpu())
 
 
+def case_of(request: CompileRequest) -> str:
+    """Return how an error names what it was about: `'resnet50' (fp32, cpu)`."""
+    free = f", {' and '.join(request.dynamic.ranges)} free" if request.dynamic else ""
+    return f"'{request.artifact.manifest.model.label}' ({request.precision}, {request.device}{free})"
+
+
 def first_line(exc: BaseException) -> str:
     """Return an error's type and first line: TVM appends its C++ stack, which the log keeps."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]

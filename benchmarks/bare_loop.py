@@ -34,7 +34,8 @@ def eager_loop(folder: Path, model: str, threads: int, inputs: dict[str, Any]) -
     from harness import registry
 
     torch.set_num_threads(threads)
-    module = registry.model(model).build()
+    reference = registry.model_class(model)
+    module = reference().build(reference.dims)
     module.load_state_dict(load_file(folder / "weights.safetensors"))
     module.eval()
     tensors = [torch.from_numpy(array) for array in inputs.values()]

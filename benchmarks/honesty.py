@@ -190,7 +190,7 @@ def real(runs: int, pairs: int, model: str, threads: int, budget_s: float) -> bo
     with tempfile.TemporaryDirectory() as out:
         for run in range(runs):
             table = _compare(backends, model, threads, budget_s, Path(out))
-            for row in table["rows"]:
+            for row in table["workloads"][0]["rows"]:
                 if row["comparison"] is not None:
                     kinds[row["backend"]][row["comparison"]["verdict"]] += 1
                     ratios[row["backend"]].append(row["comparison"]["ratio"]["value"])

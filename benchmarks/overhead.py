@@ -36,6 +36,7 @@ from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher, Worker
 from harness.measure import timed
+from harness.modelspec import ModelSpec
 from harness.records import Run
 from harness.store import RunFolder, load_run
 
@@ -50,7 +51,7 @@ class Bare:
     def __init__(self, backend: str, artifact: Artifact, threads: int) -> None:
         script = str(Path(__file__).with_name("bare_loop.py"))
         self.process = subprocess.Popen(
-            [sys.executable, script, backend, str(artifact.folder), artifact.manifest.model, str(threads)],
+            [sys.executable, script, backend, str(artifact.folder), artifact.manifest.model.name, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,10 +134,11 @@ def latency(backend: str, artifact: Artifact, launcher: Launcher, launches: int,
 
 def unavoidable_s(run: Run) -> float:
     """Return the seconds of a run that no harness could save: what its workers spent in the libraries."""
-    total = 0.0 if run.model is None or run.model.export_cached else run.model.export_s
-    for case in run.cases:
+    workload = run.workloads[0]
+    total = 0.0 if workload.info is None or workload.info.export_cached else workload.info.export_s
+    for case in workload.cases:
         total += sum(case.stages.get(stage, 0.0) for stage in ("import", "compile", "first_run", "second_run", "save"))
-    for launch in run.launches:
+    for launch in workload.launches:
         for sitting in launch.sittings:
             # What loads side by side is counted as if the cores shared it evenly.
             share = 1.0 if sitting.loaded_alone else 1 / run.environment.logical_cores
@@ -150,7 +152,7 @@ def wall(model: str, threads: int) -> float:
     """Return a whole comparison's wall time over its unavoidable parts."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "harness", "compare", "--model", model, "--backends", "eager,onnxruntime"]
-        command += ["--threads", str(threads), "--out", out, "--quiet"]
+        command += ["--threads", str(threads), "--out", out, "--quiet", "--cold"]
         _, seconds = timed(lambda: subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True))
         run = load_run(RunFolder(next(Path(out).iterdir())))
     return seconds / unavoidable_s(run)
@@ -168,7 +170,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as logs:
         launcher = Launcher(logs=Path(logs), threads=options.threads, memory_limit_bytes=1 << 40, timeout_s=600)
         with launcher:
-            artifact, _ = ensure_artifact(Recipe(model=options.model), launcher, on_progress=lambda _: None)
+            spec = ModelSpec(name=options.model)
+            recipe = Recipe(model=spec, dims=dict(registry.model_class(options.model).dims))
+            artifact, _ = ensure_artifact(recipe, launcher, on_progress=lambda _: None)
             for backend in ("onnxruntime", "eager"):
                 ratio, half = latency(backend, artifact, launcher, options.launches, options.rounds)
                 figure = f"{np.exp(ratio):.4f} [{np.exp(ratio - half):.4f}, {np.exp(ratio + half):.4f}]"

@@ -66,6 +66,26 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: (
         Annotated[int, msgspec.Meta(ge=1, le=1024, description="CPU threads; overrides --threads for this case")] | None
     ) = None
+    dynamic: Annotated[bool, msgspec.Meta(description="one engine for all shapes of the sweep, see --dynamic")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicShapes:
+    """What an engine for a whole sweep of shapes must take."""
+
+    axes: Mapping[str, Mapping[int, str]]
+    """Input -> axis -> the name of its free dimension. An input without one is left out."""
+    ranges: Mapping[str, tuple[int, int]]
+    """Free dimension -> its smallest and its largest size; the largest is at least 2."""
+
+    def bounds(self, spec: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the smallest and the largest shape of an input."""
+        axes = self.axes.get(spec.name, {})
+        pairs = [
+            self.ranges[axes[axis]] if axes.get(axis) in self.ranges else (size, size)
+            for axis, size in enumerate(spec.shape)
+        ]
+        return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +93,16 @@ class CompileRequest:
     """All that a backend is told when it compiles or loads."""
 
     artifact: Artifact
+    """What to compile, and the inputs that the session will be given: for a dynamic engine those of one shape."""
     options: BackendOptions
     """An instance of the backend's own `Options`."""
     device: str = "cpu"
     """`cpu` or `cuda:N`."""
     precision: str = "fp32"
     threads: int = 1
+    dynamic: DynamicShapes | None = None
+    """Set where the engine is for a whole sweep: with `options.dynamic`. While compiling, the artifact's inputs have
+    the largest shape; when the engine is loaded, that of one point of the sweep."""
     engine_dir: Path
     """The engine's own folder. Empty when compiling cold; `save()` completes it."""
     cache_dir: Path
@@ -217,29 +241,159 @@ class CompiledOnly(Session):
         return {}
 
 
-class ReferenceModel(ABC):
-    """A model that all backends are compared on: how to build it, feed it and judge it."""
+class ModelOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options that a model takes: `--model NAME:key=value`. A model adds its own as fields with a description."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """One input of a model, its free dimensions by name."""
+
+    name: str
+    dtype: str
+    """numpy's name."""
+    shape: tuple[int | str, ...]
+    """A string names a free dimension: `("batch", 3, 224, 224)`."""
+    low: int = 0
+    """Integers are drawn from [low, high)."""
+    high: int = 2
+
+    def at(self, dims: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape with its free dimensions filled in."""
+        return tuple(dims[size] if isinstance(size, str) else size for size in self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicWeights:
+    """Where trained weights can be had, and under which terms."""
+
+    repository: str
+    """On the Hugging Face hub: `ORG/NAME`."""
+    file: str
+    """A safetensors file or a checkpoint in it."""
+    licence: str
+    """Of the weights, as their publisher states it; often not that of the code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes one item of a model's image input."""
+
+    height: int
+    width: int
+    resize: Literal["crop", "letterbox"]
+    """`crop`: the shorter side to `resize_to`, then the centre. `letterbox`: the longer side, the rest padded grey."""
+    resize_to: int
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of RGB values in [0, 1]."""
+
+
+class Model(ABC):
+    """What an export needs of a model, reference or the user's own. Only workers build one."""
+
+    task: Literal["classification", "tensor"] = "tensor"
+    """How outputs are judged beyond their elements: `classification` adds top-1 and top-5 agreement."""
+    preprocessing: Preprocessing | None = None
+    """For `--inputs` with images; None where the model takes none."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Inputs in the order of `forward`'s arguments. Of a user's own model known after `build()`."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs in the order of `forward`'s results; empty: the exporter names them."""
+        return ()
+
+    @abstractmethod
+    def build(self, dims: Mapping[str, int]) -> torch.nn.Module:
+        """Return the module in eval mode, initialised from torch's current random state.
+
+        `dims` are the sizes of all free dimensions; a module of ordinary kind does not depend on them.
+        """
+
+    def example_inputs(self, dims: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+        """Draw one set of inputs: name -> array, in the order of `forward`'s arguments.
+
+        Floating-point values are standard normal, as normalised data nearly is; integers are uniform in their range.
+        """
+        import numpy as np
+
+        generator = np.random.default_rng(seed)
+
+        def draw(spec: InputSpec) -> np.ndarray:
+            if np.issubdtype(np.dtype(spec.dtype), np.floating):
+                return generator.standard_normal(spec.at(dims), dtype=np.float32).astype(spec.dtype, copy=False)
+            return generator.integers(spec.low, spec.high, spec.at(dims)).astype(spec.dtype)
+
+        return {spec.name: draw(spec) for spec in self.inputs}
+
+
+class GraphModel(Model):
+    """A model that exists as an ONNX graph only. Its reference is ONNX Runtime without graph optimisation."""
+
+    def build(self, dims: Mapping[str, int]) -> torch.nn.Module:
+        from harness.errors import UnsupportedError
+
+        raise UnsupportedError("needs a torch module, and this model is an ONNX file")
+
+    @abstractmethod
+    def write(self, path: Path, dims: Mapping[str, int], dynamic: Mapping[str, tuple[int, int]]) -> None:
+        """Write the graph to `path` with its free dimensions fixed to `dims`, but for those in `dynamic`.
+
+        Raises:
+            UsageError: A free dimension is not set, or one is set that the graph does not have.
+            ExportError: The file is damaged, its external data is missing, or its opset is too new.
+        """
+
+
+class ReferenceModel(Model):
+    """A model that comes with harness, or with a package that registers it."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     tags: ClassVar[tuple[str, ...]] = ()
-    parameters: ClassVar[int]
-    """Number of trainable parameters; a test checks it against the built module."""
-    gflop: ClassVar[float]
-    """Floating-point operations of one forward pass at batch 1, in 1e9, a multiply-add counted as two."""
-    task: ClassVar[Literal["classification", "tensor"]] = "tensor"
-    """How outputs are judged beyond their elements: `classification` adds top-1 and top-5 agreement."""
-    output_names: ClassVar[tuple[str, ...]] = ("output",)
-    weights_url: ClassVar[str | None] = None
-    """Where public weights that load key for key can be had."""
+    dims: ClassVar[Mapping[str, int]] = {"batch": 1}
+    """Free dimensions and their sizes unless the user says otherwise."""
+    Options: ClassVar[type[ModelOptions]] = ModelOptions
+    public: ClassVar[PublicWeights | None] = None
+    """Trained weights that load key for key."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Modules beyond torch that `build()` imports; a missing one is said before anything starts."""
+    install: ClassVar[str] = "pip install 'harness[models]'"
+    """The command that brings them."""
+    parameters: int
+    """Number of trainable parameters with these options; a test checks it against the built module."""
+    gflop: float
+    """Floating-point operations of one forward pass at the default sizes, in 1e9, a multiply-add counted as two."""
+    memory_gib: float
+    """Largest resident memory while it is exported at the default sizes, measured with torch 2.13 on a CPU."""
 
-    @abstractmethod
-    def build(self) -> torch.nn.Module:
-        """Return the module in eval mode, initialised from torch's current random state."""
+    def __init__(self, options: ModelOptions | None = None) -> None:
+        self.options = options or self.Options()
 
-    @abstractmethod
-    def example_inputs(self, *, batch: int, seed: int) -> dict[str, np.ndarray]:
-        """Draw one set of inputs: name -> array, in the order of `forward`'s arguments."""
+    def load_public(self, dims: Mapping[str, int]) -> torch.nn.Module:
+        """Return the module with its trained weights: by default `public`'s file, loaded key for key.
+
+        Raises:
+            ExportError: They cannot be had, or do not fit; the message says how to get the file by hand.
+        """
+        from harness import weights
+
+        return weights.load_public(self, dims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A figure put together from measured parts, such as an image: a text encoder, many UNet steps, a decoder."""
+
+    name: str
+    what: str
+    """What one of it is, and how it is put together: shown beside the figure."""
+    calls: Mapping[str, int]
+    """Model -> how often it is called for one. Parts are taken at their default sizes."""
 
 
 class Report(ABC):
@@ -261,6 +415,14 @@ __all__ = [
     "Capabilities",
     "CompileRequest",
     "CompiledOnly",
+    "Composition",
+    "DynamicShapes",
+    "GraphModel",
+    "InputSpec",
+    "Model",
+    "ModelOptions",
+    "Preprocessing",
+    "PublicWeights",
     "ReferenceModel",
     "Report",
     "Scalar",

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from harness.errors import RunError, StoreError
+from harness.errors import RunError, StoreError, UnsupportedError
+from harness.modelspec import ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST = "artifact.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,11 +35,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What an artifact holds and how it was made."""
 
     schema: int = SCHEMA
-    model: str
+    model: ModelSpec
+    dims: dict[str, int]
+    """Sizes of all free dimensions."""
+    axes: dict[str, dict[int, str]] = {}
+    """Input -> axis -> the name of its free dimension."""
+    dynamic: dict[str, tuple[int, int]] = {}
+    """Dimensions that the ONNX graph leaves free, and their smallest and largest sizes; else the graph is static."""
+    module: bool = True
+    """Whether there is a torch module; without one there is an ONNX graph only."""
+    reference: str = ""
+    """What gave the reference outputs."""
     weights: str
     """`seeded`, or where they came from."""
+    weights_sha256: str | None = None
     seed: int
-    batch: int
     opset: int
     precision: str = "fp32"
     task: str = "tensor"
@@ -46,14 +57,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     input_sets: int
     parameters: int
+    gflop: float | None = None
+    """Floating-point operations of one forward pass in 1e9, counted by torch; None where there is no torch module."""
+    weights_bytes: int
+    """Of all parameters and buffers, or of all initialisers of an ONNX file."""
     deterministic: bool
-    """Whether eager gave bit-identical outputs when run twice."""
+    """Whether the reference gave bit-identical outputs when run twice."""
     golden: bool
     """Whether a float64 run of the same module is stored beside the float32 reference."""
     export_s: float
     onnx_max_abs: float | None
     """Largest absolute difference between the unoptimised ONNX graph's result and eager's; None where unchecked."""
     versions: dict[str, str]
+    notes: list[str] = []
+    """What a report must say of it, such as how a default was chosen."""
+    sources: dict[str, str] = {}
+    """Absolute path -> sha256 of the user's files that went into it: when one changes, it is made again."""
     files: dict[str, str]
     """File name -> sha256, of everything but the manifest."""
 
@@ -80,9 +99,9 @@ class Artifact:
             raise StoreError(
                 f"the manifest of the export in {folder} cannot be read: {exc}", hint="harness cache clear --exports"
             ) from exc
-        if manifest.schema > SCHEMA:
+        if manifest.schema != SCHEMA:
             raise StoreError(
-                f"the export in {folder} has schema {manifest.schema}; this harness reads up to {SCHEMA}",
+                f"the export in {folder} has schema {manifest.schema}; this harness reads {SCHEMA}",
                 hint="update harness, or harness cache clear --exports",
             )
         for name, digest in manifest.files.items():
@@ -147,15 +166,40 @@ class Artifact:
             return None
         return read_tensors(self.folder / f"golden-{index}.safetensors")
 
+    def fed_by(self, other: Artifact) -> Artifact:
+        """Return this artifact's graph and weights with the inputs and references of another: a point of a sweep."""
+        return _Fed(self, other)
+
     def module(self) -> object:
-        """Rebuild the torch module with the artifact's weights, in eval mode. Imports torch."""
-        from safetensors.torch import load_file
+        """Rebuild the torch module with the artifact's weights, in eval mode. Imports torch.
 
-        from harness import registry
+        Raises:
+            UnsupportedError: There is none: the model is an ONNX file.
+        """
+        if not self.manifest.module:
+            raise UnsupportedError("needs a torch module, and this model is an ONNX file")
+        from harness.weights import restore
 
-        module = registry.model(self.manifest.model).build()
-        module.load_state_dict(load_file(self.weights_path), strict=True)
-        return module.eval()
+        return restore(self)
+
+
+class _Fed(Artifact):
+    """One artifact's graph under another one's tensors."""
+
+    def __init__(self, graph: Artifact, tensors: Artifact) -> None:
+        taken = ("inputs", "outputs", "input_sets", "golden", "deterministic", "dims")
+        changes = {name: getattr(tensors.manifest, name) for name in taken}
+        super().__init__(graph.folder, msgspec.structs.replace(graph.manifest, **changes))
+        self._tensors = tensors
+
+    def input_set(self, index: int) -> dict[str, np.ndarray]:
+        return self._tensors.input_set(index)
+
+    def reference(self, index: int) -> dict[str, np.ndarray]:
+        return self._tensors.reference(index)
+
+    def golden(self, index: int) -> dict[str, np.ndarray] | None:
+        return self._tensors.golden(index)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -7,21 +7,18 @@ written; 3 a case that was asked for by name has no result; 130 interrupted.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from harness import __version__, registry
 from harness.errors import HarnessError, StoreError, UsageError
-
-if TYPE_CHECKING:
-    from harness.records import Run
+from harness.parameters import Amount, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 DEFAULT_OUT = "results"
@@ -41,27 +38,6 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class _Whole(click.IntRange):
-    """A whole number in a range."""
-
-    name = "number"
-
-
-class _Amount(click.FloatRange):
-    """A finite number above zero: JSON, and so `run.json`, has neither infinity nor NaN."""
-
-    name = "number"
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="harness")
 @click.option(
@@ -71,12 +47,13 @@ class _Amount(click.FloatRange):
 )
 @click.pass_context
 def cli(context: click.Context, config: Path | None) -> None:
-    """Compare deep-learning compiler backends on one model: latency, accuracy drift and compile time.
+    """Compare deep-learning compiler backends on your models: latency, accuracy drift and compile time.
 
     \b
     Examples:
       harness compare --model resnet50 --backends all
-      harness compare --model resnet50 --backends eager,onnxruntime --quick
+      harness compare --model path/to/model.onnx --backends onnxruntime,tvm --quick
+      harness models
       harness show last --format markdown
       harness doctor
     """
@@ -96,19 +73,59 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-_model = click.option("--model", default="resnet50", show_default=True, help="A reference model; see harness models.")
-_batch = click.option("--batch", type=_Whole(1, 1 << 20), default=1, show_default=True, help="Items in one inference.")
+def _subject(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is exported."""
+    for add in reversed(
+        (
+            click.option(
+                "--model",
+                "models",
+                multiple=True,
+                show_default="resnet50",
+                help="Comma-separated: a name of harness models, a .onnx or .pt2 file, package.module:factory, "
+                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny",
+            ),
+            click.option(
+                "--dim",
+                "dims",
+                multiple=True,
+                metavar="NAME=SIZE,...",
+                help="Size of a free dimension, or several: --dim sequence=128,512",
+            ),
+            click.option(
+                "--shape",
+                "shapes",
+                multiple=True,
+                metavar="INPUT=2x3x224x224",
+                help="Shape of an input: another way to set its free dimensions.",
+            ),
+            click.option(
+                "--weights",
+                metavar="seeded|pretrained|FILE",
+                help="Where weights come from.  [default: seeded; what it brings for a model of your own]",
+            ),
+            click.option(
+                "--inputs",
+                metavar="PATH",
+                help="Your own inputs instead of drawn ones: an .npz file, or a folder of such or of images.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
 _seed = click.option(
     "--seed",
-    type=_Whole(0, (1 << 32) - 1),
+    type=Whole(0, (1 << 32) - 1),
     default=0,
     show_default=True,
     help="Seed of weights, inputs and round order.",
 )
 _threads = click.option(
-    "--threads", type=_Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
+    "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
 )
-_opset = click.option("--opset", type=_Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
+_opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
 _out = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
 )
@@ -117,7 +134,10 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 
 
 @cli.command()
-@_model
+@_subject
+@click.option(
+    "--suite", metavar="NAME", help="A set of models: vision, nlp, diffusion, speech, micro, quick, reference"
+)
 @click.option(
     "--backends",
     multiple=True,
@@ -126,52 +146,57 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
-@_batch
+@click.option("--batch", type=Sizes(), default="1", show_default=True, help="Items in one inference; 1,4,32: a sweep.")
+@click.option("--dynamic", is_flag=True, help="Beside each engine one that takes all shapes of the sweep.")
 @_seed
 @_threads
 @_opset
 @click.option(
     "--launches",
-    type=_Whole(1, 1000),
+    type=Whole(1, 1000),
     default=5,
     show_default=True,
     help="Sets of fresh processes to measure in.",
 )
 @click.option(
     "--budget",
-    type=_Amount(),
+    type=Amount(),
     default=180.0,
     show_default=True,
-    help="Seconds that measuring may take, compiling not counted; one launch is always measured.",
+    help="Seconds that measuring one model at one shape may take; one launch is always measured.",
 )
 @click.option("--quick", is_flag=True, help="One launch, a few seconds a case; no verdicts, marked as such.")
 @click.option(
     "--timeout",
-    type=_Amount(),
+    type=Amount(),
     default=900.0,
     show_default=True,
     help="Seconds that one step of one case may take.",
 )
 @click.option(
     "--memory-limit",
-    type=_Amount(),
+    type=Amount(),
     default=None,
     help="GiB that one worker may take.  [default: 85 % of this machine's]",
 )
-@click.option("--reuse-engines", is_flag=True, help="Load engines that earlier runs saved; compile times are theirs.")
+@click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
 @_out
 @_formats()
 @_verbose
 @_quiet
 def compare(**given: Any) -> int:
-    """Export a model once, compile it with every backend, measure them side by side and print one table.
+    """Export a model once, compile it with every backend, measure them side by side and print a table.
 
     \b
     Examples:
       harness compare --model resnet50 --backends all
       harness compare --backends eager,torch-compile,torch-compile:mode=max-autotune,freezing=true
       harness compare --backends onnxruntime,tvm:trials=64 --baseline onnxruntime --threads 1
+      harness compare --model model.onnx --dim batch=4 --backends onnxruntime,tvm
+      harness compare --model my_package.nets:detector --inputs photos/ --backends all
+      harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
+      harness compare --suite nlp --backends eager,onnxruntime,torch-compile
       harness compare --backends all --quick --json > table.json
       harness compare --resume last
 
@@ -218,30 +243,35 @@ def backends(name: str | None, as_json: bool) -> int:
       harness backends
       harness backends tvm
     """
-    from harness.commands import run_backends
+    from harness.listing import list_backends
 
-    run_backends(name, as_json=as_json)
+    list_backends(name, as_json=as_json)
     return OK
 
 
 @cli.command()
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models(as_json: bool) -> int:
-    """List reference models with parameters, GFLOP and inputs.
+def models(name: str | None, as_json: bool) -> int:
+    """List reference models and suites. With NAME, a model's settings, inputs and public weights.
 
     \b
-    Example:
+    Examples:
       harness models
+      harness models llama-decode
     """
-    from harness.commands import run_models
+    from harness.listing import list_models, show_model
 
-    run_models(as_json=as_json)
+    if name:
+        show_model(name, as_json=as_json)
+    else:
+        list_models(as_json=as_json)
     return OK
 
 
 @cli.command()
-@_model
-@_batch
+@_subject
+@click.option("--batch", type=Whole(1, 1 << 20), default=1, show_default=True, help="Items in one inference.")
 @_seed
 @_threads
 @_opset
@@ -252,8 +282,9 @@ def export(**given: Any) -> int:
     """Export a model: ONNX, weights, inputs and reference outputs, checked against eager.
 
     \b
-    Example:
+    Examples:
       harness export --model resnet50 --batch 4 --to resnet50-b4
+      harness export --model bert-base --dim sequence=512 --weights pretrained
     """
     from harness.commands import run_export
 
@@ -385,30 +416,6 @@ def _is_verbose(arguments: list[str]) -> bool:
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def exit_code(run: Run) -> int:
-    """Return what a comparison's outcome means for the shell.
-
-    | status                                  | asked for by name | brought in by `all` |
-    |-----------------------------------------|-------------------|---------------------|
-    | ok, compiled                            | 0                 | 0                   |
-    | unavailable, unsupported                | 3                 | 0                   |
-    | drifted                                 | 1                 | 1                   |
-    | everything else                         | 3                 | 3                   |
-    """
-    from harness.plan import parse_variants
-
-    named = {variant.id for variant in parse_variants(run.settings.asked) if variant.asked_by_name}
-    codes = {OK}
-    for case in run.cases:
-        if case.status == "drifted":
-            codes.add(GATE_FAILED)
-        elif case.status in ("unavailable", "unsupported"):
-            codes.add(NO_RESULT if case.id in named else OK)
-        elif case.status not in ("ok", "compiled"):
-            codes.add(NO_RESULT)
-    return max(codes)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,28 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, doctor, environment, protocol, registry
-from harness.api import BackendOptions
+from harness import __version__, doctor, environment, registry
 from harness.artifact import MANIFEST, Artifact
-from harness.cli import INTERRUPTED, exit_code
+from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
-from harness.errors import HarnessError, StoreError, UsageError, WorkerCrashed
+from harness.errors import StoreError, UsageError
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
+from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, folder_bytes, make_folder
-from harness.plan import find_baseline, parse_variants
+from harness.plan import asked_variants
 from harness.progress import Narrator
 from harness.records import Run, Settings
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
+from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
 
 ROUNDS = 10
 SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
-PROBE_TIMEOUT_S = 120.0
+DEFAULT_MODEL = "resnet50"
+NAMED_WEIGHTS = ("seeded", "pretrained")
 RESUMABLE = {"resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet"}
 """What may be given beside `--resume`; everything else is part of what was asked for the first time."""
 
@@ -43,7 +44,7 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
     _refuse_conflicts(given, explicit)
     folder, run = _resumed(given, explicit) if given["resume"] else _started(given)
-    variants = parse_variants(run.settings.asked)
+    variants = asked_variants(run.settings)
     interrupted, broken = False, None
     with Narrator(quiet=given["quiet"]) as narrator:
         comparison = Comparison(run, variants, folder, narrator)
@@ -54,8 +55,12 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
             interrupted = True
         except StoreError as exc:
             broken = exc
+        except UsageError:
+            if not any(workload.cases for workload in comparison.run.workloads):
+                shutil.rmtree(folder.path, ignore_errors=True)  # nothing was done: nothing is left behind
+            raise
     run = comparison.run
-    if broken is None or run.cases:
+    if broken is None or any(workload.cases for workload in run.workloads):
         _print(run, "json" if given["as_json"] else given["format_"])
     if given["verbose"]:
         _print_tracebacks(run)
@@ -64,8 +69,6 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     if interrupted:
         click.echo(f"interrupted; go on with: harness compare --resume {folder.path}", err=True)
         return INTERRUPTED
-    if run.failure is not None:
-        return 3
     return exit_code(run)
 
 
@@ -77,21 +80,26 @@ def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
                 f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
             )
     if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        flags = ", ".join("--" + name.replace("_", "-") for name in extra)
+        singular = {"models": "model", "dims": "dim", "shapes": "shape"}
+        flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
         raise UsageError(f"--resume takes everything from the run; leave out {flags}")
 
 
 def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
-    registry.model(given["model"])
-    variants = parse_variants(list(given["backends"]))
+    root = Path.cwd()
+    models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
+    specs = asked_models(models, given["suite"], root)
+    subject = _subject(given, specs)
     limit = given["memory_limit"]
     amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
     settings = Settings(
-        model=given["model"],
+        models=models,
+        suite=given["suite"],
+        root=str(root),
         asked=list(given["backends"]),
-        cases=[variant.id for variant in variants],
-        baseline=find_baseline(variants, given["baseline"]),
-        batch=given["batch"],
+        cases=[],
+        baseline=given["baseline"],
+        dynamic=given["dynamic"],
         seed=given["seed"],
         threads=given["threads"] or environment.default_threads(),
         opset=given["opset"],
@@ -99,10 +107,17 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         timeout_s=given["timeout"],
         memory_limit_bytes=int(limit * 2**30) if limit else environment.default_memory_limit(),
         quick=given["quick"],
-        reuse_engines=given["reuse_engines"],
+        cold=given["cold"],
+        **subject,
         **amounts,
     )
-    folder = RunFolder.create(given["out"], given["model"])
+    if any(spec.kind != "reference" for spec in specs) and given["batch"] == [1]:
+        # Whether a model of the user's own has a batch dimension is known once it is read; 1 is what it gets then.
+        settings = msgspec.structs.replace(settings, dims={k: v for k, v in settings.dims.items() if k != BATCH})
+    variants = asked_variants(settings)
+    settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
+    workloads = plan_workloads(specs, variants, settings)
+    folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
     run = Run(
         id=folder.path.name,
         created=now_utc(),
@@ -111,6 +126,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
         environment=environment.describe(doctor.advice(doctor.examine())),
+        workloads=workloads,
     )
     try:
         folder.save(run)
@@ -118,6 +134,42 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
+
+
+def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
+    """Return what the options say of shapes, weights and inputs, checked as far as that is possible here.
+
+    Raises:
+        UsageError: A file that is not there, or one that cannot be meant for several models.
+    """
+    batch = given["batch"]
+    dims = parse_dims(given["dims"])
+    if BATCH in dims and batch not in (1, [1]):
+        raise UsageError("--batch and --dim batch contradict each other; give one")
+    weights, inputs = given["weights"], given["inputs"]
+    names = [spec.label for spec in specs]
+    for option, path in (("--weights", weights), ("--inputs", inputs)):
+        if path is None or (option == "--weights" and path in NAMED_WEIGHTS):
+            continue
+        if not Path(path).expanduser().exists():
+            known = f"{', '.join(NAMED_WEIGHTS)} or a file" if option == "--weights" else "an .npz file or a folder"
+            raise UsageError(f"{option} {path}: there is no such file", hint=f"{option} takes {known}")
+        if len(specs) > 1:
+            raise UsageError(f"{option} {path} can be for one model only, and there are {len(specs)}: {_few(names)}")
+    if weights == "pretrained":
+        for spec in specs:
+            if spec.kind == "reference" and registry.model_class(spec.name).public is None:
+                raise UsageError(f"{spec.name} has no public weights", hint="--weights seeded, or the path of a file")
+    return {
+        "dims": {BATCH: batch if isinstance(batch, list) else [batch]} | dims,
+        "shapes": parse_shapes(given["shapes"]),
+        "weights": weights if weights in (None, *NAMED_WEIGHTS) else str(Path(weights).expanduser().absolute()),
+        "inputs": str(Path(inputs).expanduser().absolute()) if inputs else None,
+    }
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]:
@@ -161,143 +213,19 @@ def _print(run: Run, format_: str) -> None:
 
 
 def _print_tracebacks(run: Run) -> None:
-    for case in run.cases:
-        if case.failure is not None and case.failure.traceback:
-            click.echo(f"\n{case.id}:\n{case.failure.traceback}", err=True)
-
-
-def run_backends(name: str | None, *, as_json: bool) -> None:
-    """Carry out `harness backends`: probe each backend in a process of its own."""
-    names = [name] if name else registry.backend_names()
-    with tempfile.TemporaryDirectory(prefix="harness-probe-") as logs:
-        launcher = Launcher(
-            logs=Path(logs), threads=1, memory_limit_bytes=environment.memory_bytes(), timeout_s=PROBE_TIMEOUT_S
-        )
-        with launcher:
-            for each in names:
-                registry.backend(each)
-            rows = [(each, _probe(each, launcher)) for each in names]
-    if as_json:
-        click.echo(json.dumps({each: _backend_facts(each, probed) for each, probed in rows}, indent=2))
-        return
-    table = [
-        (
-            each,
-            "yes" if probed.available else "no",
-            ", ".join(f"{library} {version}" for library, version in probed.versions.items()) or "-",
-            ", ".join(probed.devices) or "-",
-            ", ".join(registry.backend(each).capabilities.compile_targets) or "-",
-            registry.backend(each).summary,
-        )
-        for each, probed in rows
-    ]
-    click.echo(tabulate(table, headers=["backend", "usable", "versions", "devices", "builds for", "what"]))
-    for each, probed in rows:
-        if not probed.available:
-            click.echo(f"\n{each}: {probed.reason}")
-            if probed.hint:
-                click.echo(f"  hint: {probed.hint}")
-    if name:
-        click.echo(f"\nOptions, as in --backends {name}:key=value,key=value\n")
-        click.echo(tabulate(option_rows(registry.backend(name).Options), headers=["option", "type", "default", "what"]))
-
-
-def _probe(name: str, launcher: Launcher) -> protocol.Probed:
-    try:
-        with launcher.start(name) as worker:
-            probed = worker.call(protocol.Probe(backend=name), protocol.Probed, timeout_s=PROBE_TIMEOUT_S)
-        return msgspec.structs.replace(probed, hint=probed.hint or registry.install_hint(name))
-    except WorkerCrashed as exc:
-        return protocol.Probed(
-            available=False,
-            reason=f"its probe crashed: {exc.message}\n{worker.log_tail()}".strip(),
-            hint=registry.install_hint(name),
-        )
-    except HarnessError as exc:
-        return protocol.Probed(available=False, reason=exc.message, hint=exc.hint or registry.install_hint(name))
-
-
-def _backend_facts(name: str, probed: protocol.Probed) -> dict[str, Any]:
-    kind = registry.backend(name)
-    return {
-        "summary": kind.summary,
-        "install": registry.install_hint(name),
-        "capabilities": msgspec.to_builtins(kind.capabilities),
-        "options": [
-            dict(zip(("name", "type", "default", "what"), row, strict=True)) for row in option_rows(kind.Options)
-        ],
-        **msgspec.to_builtins(probed),
-    }
-
-
-def option_rows(options: type[BackendOptions]) -> list[tuple[str, str, str, str]]:
-    """Return name, type, default and description of each option."""
-    described = msgspec.json.schema(options)["$defs"][options.__name__]["properties"]
-    defaults = msgspec.to_builtins(options())
-    return [
-        (
-            name,
-            _type_text(facts),
-            json.dumps(defaults[name]) if defaults[name] is not None else "-",
-            _description(facts),
-        )
-        for name, facts in described.items()
-    ]
-
-
-def _type_text(facts: dict[str, Any]) -> str:
-    kinds = facts.get("anyOf", [facts])
-    words = ["|".join(map(str, kind["enum"])) if "enum" in kind else str(kind["type"]) for kind in kinds]
-    return " or ".join(word for word in words if word not in ("null", "None"))
-
-
-def _description(facts: dict[str, Any]) -> str:
-    return str(
-        facts.get("description") or next((k["description"] for k in facts.get("anyOf", []) if "description" in k), "")
-    )
-
-
-def run_models(*, as_json: bool) -> None:
-    """Carry out `harness models`."""
-    rows: list[dict[str, Any]] = []
-    for name in registry.model_names():
-        model = registry.model(name)
-        inputs = ", ".join(
-            f"{key} {array.dtype}{list(array.shape)}" for key, array in model.example_inputs(batch=1, seed=0).items()
-        )
-        rows.append(
-            {
-                "model": name,
-                "parameters": model.parameters,
-                "gflop": model.gflop,
-                "inputs": inputs,
-                "task": model.task,
-                "tags": list(model.tags),
-                "weights": model.weights_url,
-                "what": model.summary,
-            }
-        )
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    table = [
-        (
-            row["model"],
-            f"{row['parameters'] / 1e6:.2f}",
-            row["gflop"],
-            row["inputs"],
-            " ".join(row["tags"]),
-            row["what"],
-        )
-        for row in rows
-    ]
-    click.echo(tabulate(table, headers=["model", "M parameters", "GFLOP", "inputs (batch 1)", "tags", "what"]))
+    for workload in run.workloads:
+        for name, failure in [(workload.key, workload.failure), *((case.id, case.failure) for case in workload.cases)]:
+            if failure is not None and failure.traceback:
+                click.echo(f"\n{workload.key}, {name}:\n{failure.traceback}", err=True)
 
 
 def run_export(given: dict[str, Any]) -> None:
     """Carry out `harness export`."""
-    registry.model(given["model"])
-    recipe = Recipe(model=given["model"], batch=given["batch"], seed=given["seed"], opset=given["opset"])
+    specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())
+    if len(specs) > 1:
+        raise UsageError(f"harness export takes one model, and there are {len(specs)}")
+    spec = specs[0]
+    recipe = _one_recipe(given, spec)
     target: Path | None = given["to"]
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
@@ -310,7 +238,7 @@ def run_export(given: dict[str, Any]) -> None:
         timeout_s=3600.0,
     )
     with Narrator(quiet=given["quiet"]) as narrator, launcher:
-        narrator.doing(f"exporting {given['model']}")
+        narrator.doing(f"exporting {spec.label}")
         artifact, cached = ensure_artifact(
             recipe, launcher, on_progress=narrator.detail, say=narrator.done, refresh=given["refresh"]
         )
@@ -327,13 +255,36 @@ def run_export(given: dict[str, Any]) -> None:
                 ("hash", artifact.hash),
                 ("parameters", f"{manifest.parameters:,}"),
                 ("opset", manifest.opset),
+                ("weights", manifest.weights),
+                ("inputs", ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in manifest.inputs[:4])),
                 ("export", "from the cache" if cached else f"{manifest.export_s:.1f} s"),
-                ("largest difference to eager", checked),
+                (f"largest difference to {manifest.reference}", checked),
                 ("reference deterministic", "yes" if manifest.deterministic else "no"),
                 ("float64 golden values", "yes" if manifest.golden else "no"),
             ],
             tablefmt="plain",
         )
+    )
+
+
+def _one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+    subject = _subject(given, [spec])
+    own = spec.kind != "reference"
+    if own and given["batch"] == 1:
+        del subject["dims"][BATCH]
+    refuse_unknown([spec], subject["dims"], subject["shapes"])
+    sizes = sweep(spec, subject["dims"], subject["shapes"])
+    for name, values in sizes.items():
+        if len(values) > 1:
+            raise UsageError(f"harness export takes one size of '{name}', and there are {len(values)}")
+    return Recipe(
+        model=spec,
+        dims={name: values[0] for name, values in sizes.items()},
+        shapes=subject["shapes"] if own else {},
+        weights=subject["weights"] or ("own" if own else "seeded"),
+        inputs=subject["inputs"],
+        seed=given["seed"],
+        opset=given["opset"],
     )
 
 
@@ -402,3 +353,25 @@ def _clear_engines() -> int:
         if key.is_dir() and not any(key.iterdir()):
             key.rmdir()
     return kept
+
+
+def exit_code(run: Run) -> int:
+    """Return what a comparison's outcome means for the shell.
+
+    | status                                  | asked for by name | brought in by `all` |
+    |-----------------------------------------|-------------------|---------------------|
+    | ok, compiled                            | 0                 | 0                   |
+    | unavailable, unsupported                | 3                 | 0                   |
+    | drifted                                 | 1                 | 1                   |
+    | everything else                         | 3                 | 3                   |
+    """
+    named = {variant.id for variant in asked_variants(run.settings) if variant.asked_by_name}
+    codes = {OK}
+    for case in (case for workload in run.workloads for case in workload.cases):
+        if case.status == "drifted":
+            codes.add(GATE_FAILED)
+        elif case.status in ("unavailable", "unsupported"):
+            codes.add(NO_RESULT if case.id in named else OK)
+        elif case.status not in ("ok", "compiled"):
+            codes.add(NO_RESULT)
+    return max(codes)

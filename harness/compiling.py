@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shlex
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,20 +16,19 @@ import msgspec
 from harness import environment, protocol, registry
 from harness.artifact import Artifact
 from harness.engines import FILES, Engine, EngineStore, backend_cache
-from harness.errors import HarnessError, StoreError, UnavailableError, UnsupportedError
+from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnavailableError, UnsupportedError
 from harness.export import DEFAULT_OPSET
 from harness.launcher import Launcher, OnProgress, Worker
+from harness.modelspec import BATCH
 from harness.paths import folder_bytes, make_folder
 from harness.plan import Variant
 from harness.protocol import CaseSpec
-from harness.records import Case, Settings
+from harness.records import REUSED, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
 from harness.store import now_utc
 
 DEFAULT_TIMEOUT_S = 900.0
 """Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
-REUSED = "engine_compiled_at"
-"""The fact that tells an engine of an earlier run from one that this run compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +41,30 @@ class Compiled:
 
 
 class Compiler:
-    """Turns variants into compiled cases, on one artifact."""
+    """Turns variants into compiled cases, on one workload."""
 
     def __init__(
         self,
         artifact: Artifact,
+        workload: Workload,
         settings: Settings,
         launcher: Launcher,
         engines: EngineStore,
         on_progress: OnProgress,
+        *,
+        dynamic: Callable[[], Artifact],
+        failed: dict[Path, Case],
     ) -> None:
+        """Take what all cases of a workload share.
+
+        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free; it is asked for only where
+        a case wants it, and may raise `ExportError`. `failed` remembers, from one point of the sweep to the next, which
+        of the engines for all of it could not be compiled.
+        """
+        self._failed = failed
         self._artifact = artifact
+        self._dynamic = dynamic
+        self._workload = workload
         self._settings = settings
         self._launcher = launcher
         self._engines = engines
@@ -58,14 +73,23 @@ class Compiler:
 
     def compile(self, variant: Variant) -> Compiled:
         """Compile a variant; whatever goes wrong becomes the case's status and failure."""
-        spec, seat, case = self.describe(variant)
-        attempt = _Attempt(log=self._launcher.logs / f"{variant.slug}-compile.log")
+        try:
+            spec, seat, case = self.describe(variant)
+        except (ExportError, OutOfMemory) as exc:  # there is no dynamic export
+            log = Path(exc.log) if exc.log else None
+            return Compiled(case=self.refused(variant, exc.status, describe(exc, "export", log)))
+        attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile.log")
         folder = Path(spec.engine_dir).parent
+        if spec.fed_by is not None and (engine := self._engines.read(folder)) is not None:
+            return self.finished(case, seat, engine)  # an earlier point of the sweep compiled it
+        if folder in self._failed:
+            earlier = self._failed[folder]
+            return Compiled(case=msgspec.structs.replace(earlier, batch=case.batch, reproduce=case.reproduce))
         try:
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(Path(spec.engine_dir), "the engine folder")
             make_folder(Path(spec.cache_dir), "the backend's cache folder")
-            engine = self._build(seat, attempt)
+            engine = self._build(dataclasses.replace(seat, spec=msgspec.structs.replace(spec, fed_by=None)), attempt)
             self._engines.write(folder, engine)
         except StoreError:
             shutil.rmtree(folder, ignore_errors=True)
@@ -75,59 +99,61 @@ class Compiler:
             failure = describe(exc, attempt.stage, attempt.log)
             peak = attempt.peak_bytes or None
             versions = attempt.versions
-            return Compiled(
-                case=msgspec.structs.replace(
-                    case,
-                    status=exc.status,
-                    failure=failure,
-                    versions=versions,
-                    version=next(iter(versions.values()), None),
-                    stages=attempt.stages,
-                    peak_compile_bytes=peak,
-                )
+            case = msgspec.structs.replace(
+                case,
+                status=exc.status,
+                failure=failure,
+                versions=versions,
+                version=next(iter(versions.values()), None),
+                stages=attempt.stages,
+                peak_compile_bytes=peak,
             )
+            if spec.fed_by is not None:
+                self._failed[folder] = case
+            return Compiled(case=case)
         return self.finished(case, seat, engine)
 
     def describe(self, variant: Variant) -> tuple[CaseSpec, Seat, Case]:
         """Return what a worker, a launch and the record need to know of a variant before it is compiled."""
         kind = registry.backend(variant.backend)
         options = variant.parsed()
-        threads = options.threads or self._settings.threads
-        device = _device(kind.capabilities.devices, self._settings.device)
+        case = self._case(variant)
+        graph = self._dynamic() if options.dynamic and kind.capabilities.dynamic_shapes else self._artifact
+        threads = case.threads
         spec = CaseSpec(
             backend=variant.backend,
             options=variant.options,
-            artifact=str(self._artifact.folder),
-            device=device,
-            precision=self._settings.precision,
+            artifact=str(graph.folder),
+            fed_by=None if graph is self._artifact else str(self._artifact.folder),
+            device=case.device,
+            precision=case.precision,
             threads=threads,
             engine_dir="",
             cache_dir=str(backend_cache(variant.backend)),
         )
-        folder = self._engines.folder(spec, variant.id, self._artifact.hash, self._machine) / FILES
+        folder = self._engines.folder(spec, variant.id, graph.hash, self._machine) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
         seat = Seat(
             case=variant.id,
             spec=spec,
             environment=kind.environment(options, folder, threads),
-            slug=variant.slug,
-        )
-        case = Case(
-            id=variant.id,
-            backend=variant.backend,
-            options=variant.options,
-            device=device,
-            precision=self._settings.precision,
-            batch=self._settings.batch,
-            threads=threads,
-            status="interrupted",
-            reproduce=reproduce(self._settings, variant),
+            slug=f"{_slug(self._workload.key)}-{variant.slug}",
         )
         return spec, seat, case
 
+    def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
+        """Return the case of a variant that there is nothing to compile for."""
+        return msgspec.structs.replace(self._case(variant), status=status, failure=failure)
+
+    def _case(self, variant: Variant) -> Case:
+        return blank_case(self._settings, self._workload, variant)
+
     def resumed(self, variant: Variant, case: Case) -> Compiled | None:
         """Return a case that an interrupted run has compiled, or None where its engine is gone."""
-        _, seat, fresh = self.describe(variant)
+        try:
+            _, seat, fresh = self.describe(variant)
+        except (ExportError, OutOfMemory):
+            return None
         engine = self._engines.read(Path(seat.spec.engine_dir).parent)
         if engine is None:
             return None
@@ -138,7 +164,7 @@ class Compiler:
         for path, engine in self._engines.earlier(folder):
             if engine.versions != versions:
                 continue
-            shutil.copytree(path, folder, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(path, folder, symlinks=True, dirs_exist_ok=True, copy_function=_link_or_copy)
             facts = {**engine.opened.facts, REUSED: engine.created}
             return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
         return None
@@ -163,7 +189,7 @@ class Compiler:
                 hint=imported.probed.hint or registry.install_hint(spec.backend),
             )
         _refuse_unsupported(spec)
-        if self._settings.reuse_engines and (engine := self._earlier(Path(spec.engine_dir).parent, attempt.versions)):
+        if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, attempt.versions)):
             return engine
         attempt.stage = "compile"
         opened = worker.call(
@@ -223,11 +249,36 @@ class _Attempt:
     peak_bytes: int = 0
 
 
-def reproduce(settings: Settings, variant: Variant) -> str:
+def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case:
+    """Return the record of a case that nothing has happened to yet."""
+    device = _device(registry.backend(variant.backend).capabilities.devices, settings.device)
+    return Case(
+        id=variant.id,
+        backend=variant.backend,
+        options=variant.options,
+        device=device,
+        precision=workload.precision,
+        batch=workload.batch,
+        threads=variant.parsed().threads or settings.threads,
+        status="interrupted",
+        reproduce=reproduce(settings, workload, variant),
+    )
+
+
+def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
     """Return the command that runs one case again."""
-    words = ["harness", "compare", "--model", settings.model, "--backends", variant.id.partition("#")[0]]
+    words = ["harness", "compare", "--model", workload.model.text, "--backends", variant.id.partition("#")[0]]
+    defaults: Mapping[str, int] = {BATCH: 1}
+    if workload.model.kind == "reference":
+        defaults = registry.model_class(workload.model.name).dims
+    for name, size in workload.dims.items():
+        if defaults.get(name) != size:
+            words += ["--batch", str(size)] if name == BATCH else ["--dim", f"{name}={size}"]
+    for name, shape in settings.shapes.items():
+        words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
+    words += ["--weights", settings.weights] if settings.weights else []
+    words += ["--inputs", settings.inputs] if settings.inputs else []
     for flag, value, default in (
-        ("--batch", settings.batch, 1),
         ("--seed", settings.seed, 0),
         ("--threads", settings.threads, environment.default_threads()),
         ("--opset", settings.opset, DEFAULT_OPSET),
@@ -239,6 +290,18 @@ def reproduce(settings: Settings, variant: Variant) -> str:
     return shlex.join(words)
 
 
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)[:60]
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    # An engine is as large as its model. Two names for one file are enough: engines are not written to again.
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
 def _device(supported: tuple[str, ...], wanted: str) -> str:
     if wanted.partition(":")[0] in supported:
         return wanted
@@ -247,6 +310,8 @@ def _device(supported: tuple[str, ...], wanted: str) -> str:
 
 def _refuse_unsupported(spec: CaseSpec) -> None:
     capabilities = registry.backend(spec.backend).capabilities
+    if spec.options.get("dynamic") and not capabilities.dynamic_shapes:
+        raise UnsupportedError(f"{spec.backend} builds engines for one shape only", hint="leave out dynamic=true")
     if spec.precision not in capabilities.precisions:
         raise UnsupportedError(
             f"{spec.backend} has no precision {spec.precision}; it has {', '.join(capabilities.precisions)}"

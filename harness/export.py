@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,38 +16,60 @@ from filelock import FileLock, Timeout
 
 from harness import protocol, registry
 from harness.artifact import MANIFEST, Artifact, Manifest, TensorSpec, sha256
-from harness.errors import ExportError, HarnessError, StoreError
+from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UsageError
 from harness.launcher import Launcher, OnProgress
+from harness.memory import on_disk
+from harness.modelspec import ModelSpec
 from harness.paths import FREE_SPACE, cache_root, make_folder, write_atomically
 
 DEFAULT_OPSET = 18
 """The newest that all ONNX backends here read well."""
 INPUT_SETS = 4
 LOCK_POLL_S = 0.2
+LIBRARIES = ("torch", "onnx", "onnxscript", "transformers", "diffusers")
+WORKER_HALF = ("exporter.py", "graph_reference.py", "weights.py")
+"""Modules of which every export depends."""
 DISK_FULL = ("No space left", "os error 28")
 """How Python and safetensors say ENOSPC."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """What an artifact is made from."""
 
-    model: str
-    batch: int = 1
+    model: ModelSpec
+    dims: dict[str, int] = {}
+    """Sizes of free dimensions, as far as the user set them."""
+    shapes: dict[str, list[int]] = {}
+    dynamic: dict[str, tuple[int, int]] = {}
+    """Dimensions that stay free in the ONNX graph; `dims` holds their largest sizes."""
+    weights: str = "seeded"
+    inputs: str | None = None
+    """Absolute path of the user's own inputs."""
     seed: int = 0
     opset: int = DEFAULT_OPSET
     input_sets: int = INPUT_SETS
 
     def key(self) -> str:
-        """Return the cache key: the recipe, the model's and the exporter's source, and the exporting libraries."""
-        source = inspect.getsourcefile(type(registry.model(self.model)))
+        """Return the cache key: the recipe, the source of model and exporter, and the exporting libraries.
+
+        What the user's own files hold is not part of it: the manifest says which went into the artifact.
+        """
         parts = [
-            repr(self),
-            sha256(Path(source)) if source else "",
-            sha256(Path(__file__).with_name("exporter.py")),
-            *(f"{name}=={_version(name)}" for name in ("torch", "onnx", "onnxscript")),
+            msgspec.json.encode(self).decode(),
+            *(sha256(path) for path in self._code()),
+            *(f"{name}=={_version(name)}" for name in LIBRARIES),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+    @property
+    def slug(self) -> str:
+        """Return a name for folders."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.label)[:60]
+
+    def _code(self) -> list[Path]:
+        here = Path(__file__)
+        own = inspect.getsourcefile(type(registry.model(self.model)))
+        return [*([Path(own)] if own else []), *(here.with_name(name) for name in WORKER_HALF)]
 
 
 def exports_root() -> Path:
@@ -70,18 +92,25 @@ def ensure_artifact(
 
     Raises:
         ExportError: The model cannot be exported, or its export does not equal eager.
-        StoreError: The cache cannot be written.
+        OutOfMemory: Exporting it took more than a worker may take.
+        UsageError: What the user asked for does not fit the model.
+        StoreError: The cache cannot be written, or the disk is too small.
     """
     root = make_folder(exports_root(), "the cache folder")
-    folder = root / f"{recipe.model}-{recipe.key()}"
+    folder = root / f"{recipe.slug}-{recipe.key()}"
     with _locked(root / f"{folder.name}.lock", on_progress):
         if folder.exists() and not refresh:
             try:
-                return Artifact.open(folder, verify=True), True
+                artifact = Artifact.open(folder, verify=True)
+                if changed := _changed(artifact.manifest):
+                    say(f"{changed} has changed since it was exported")
+                else:
+                    return artifact, True
             except StoreError as exc:
                 say(f"the cached export is damaged and is made again: {exc.message}")
         for stale in root.glob(f"{folder.name}.part-*"):
             shutil.rmtree(stale, ignore_errors=True)  # of a process that was killed: we hold the lock
+        _check_room(recipe, root)
         part = root / f"{folder.name}.part-{os.getpid()}"
         try:
             part.mkdir()
@@ -95,12 +124,35 @@ def ensure_artifact(
         return Artifact.open(folder), False
 
 
+def _changed(manifest: Manifest) -> str | None:
+    """Return the first of the user's files that is no longer what the artifact was made from."""
+    for name, digest in manifest.sources.items():
+        path = Path(name)
+        if not path.is_file() or sha256(path) != digest:
+            return name
+    return None
+
+
+def _check_room(recipe: Recipe, root: Path) -> None:
+    needed, free = on_disk(recipe.model), shutil.disk_usage(root).free
+    if needed > free:
+        raise StoreError(
+            f"exporting {recipe.model.label} takes {needed / 1e9:.1f} GB in {root}, and {free / 1e9:.1f} GB are free",
+            hint=FREE_SPACE,
+        )
+
+
 def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: OnProgress) -> None:
+    name = recipe.model.label
     try:
         with launcher.start("export") as worker:
             request = protocol.Export(
                 model=recipe.model,
-                batch=recipe.batch,
+                dims=recipe.dims,
+                shapes=recipe.shapes,
+                dynamic=recipe.dynamic,
+                weights=recipe.weights,
+                inputs=recipe.inputs,
                 seed=recipe.seed,
                 opset=recipe.opset,
                 input_sets=recipe.input_sets,
@@ -108,41 +160,55 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
                 folder=str(part),
             )
             exported = worker.call(request, protocol.Exported, timeout_s=launcher.timeout_s, on_progress=on_progress)
-        on_progress(protocol.Progress(text="checking the ONNX file against eager"))
-        with launcher.start("export-check") as worker:
-            checked = worker.call(
-                protocol.Check(folder=str(part), input_sets=recipe.input_sets),
-                protocol.Checked,
-                timeout_s=launcher.timeout_s,
-            )
+        max_abs = exported.onnx_max_abs
+        if exported.module:
+            on_progress(protocol.Progress(text="checking the ONNX file against eager"))
+            with launcher.start("export-check") as worker:
+                check = protocol.Check(folder=str(part), input_sets=exported.input_sets)
+                max_abs = worker.call(check, protocol.Checked, timeout_s=launcher.timeout_s).max_abs
+    except (UsageError, OutOfMemory) as exc:
+        exc.log = exc.log or (str(worker.log) if isinstance(exc, OutOfMemory) else None)
+        raise
     except HarnessError as exc:
         if any(sign in exc.message for sign in DISK_FULL):
             raise StoreError(
-                f"the export of {recipe.model} cannot be written to {part.parent}: No space left on device",
-                hint=FREE_SPACE,
+                f"the export of {name} cannot be written to {part.parent}: No space left on device", hint=FREE_SPACE
             ) from exc
         failure = ExportError(exc.message, hint=exc.hint, log=exc.log or str(worker.log))
         failure.worker_traceback = exc.worker_traceback
         raise failure from exc
-    manifest = Manifest(
+    manifest = _manifest(recipe, exported, max_abs, part)
+    write_atomically(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+def _manifest(recipe: Recipe, exported: protocol.Exported, max_abs: float | None, part: Path) -> Manifest:
+    return Manifest(
         model=recipe.model,
-        weights="seeded",
+        dims=exported.dims,
+        axes=exported.axes,
+        dynamic=recipe.dynamic,
+        module=exported.module,
+        reference=exported.reference,
+        weights=exported.weights,
+        weights_sha256=exported.weights_sha256,
+        weights_bytes=exported.weights_bytes,
+        gflop=exported.gflop,
         seed=recipe.seed,
-        batch=recipe.batch,
-        opset=recipe.opset,
+        opset=exported.opset,
         task=exported.task,
         inputs=_specs(exported.inputs),
         outputs=_specs(exported.outputs),
-        input_sets=recipe.input_sets,
+        input_sets=exported.input_sets,
         parameters=exported.parameters,
         deterministic=exported.deterministic,
         golden=exported.golden,
         export_s=exported.export_s,
-        onnx_max_abs=checked.max_abs,
+        onnx_max_abs=max_abs,
         versions=exported.versions,
+        notes=exported.notes,
+        sources={name: sha256(Path(name)) for name in exported.sources},
         files={path.name: sha256(path) for path in sorted(part.iterdir()) if path.is_file()},
     )
-    write_atomically(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
 
 
 class _locked:

@@ -1,204 +1,290 @@
 """The worker's half of an export: build the module, write the ONNX file, inputs, references and weights.
 
-Imports torch, so only workers import this module. `harness/export.py` is the parent's half.
+Imports torch, so only workers import this module. `harness/export.py` is the parent's half;
+`harness/graph_reference.py` is this one's counterpart for models that exist as an ONNX graph only.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import gc
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
-from harness import protocol, registry
-from harness.artifact import read_tensors, write_tensors
+from harness import environment, flops, inputs, protocol, registry, shapes, weights
+from harness.api import GraphModel, Model
+from harness.artifact import write_tensors
 from harness.errors import ExportError
+from harness.graph_reference import check, export_graph
 from harness.measure import StageClock
+from harness.references import failed, specs, write_set
 
 if TYPE_CHECKING:
     import torch
 
-    from harness.api import ReferenceModel
+__all__ = ["call", "check", "export", "named_outputs"]
 
-INPUT_SEED = 1000
-"""Input set `i` is drawn with this plus the run's seed plus `i`, so that inputs and weights differ."""
-GOLDEN_MEMORY_FACTOR = 6
-"""A float64 copy and its activations may take this many times the float32 weights; without room it is left out."""
+OnStep = Callable[[str, int | None, int | None], None]
+
+ONE_FILE_BYTES = 1 << 30
+"""Weights above this become external data: protobuf cannot hold more than 2 GiB, and needs copies of what it holds."""
+GOLDEN_SLACK_BYTES = 1 << 30
+"""Room for activations in float64, beside the weights at twice their size."""
+RECORDED = ("transformers", "diffusers")
+"""Libraries that define models: their versions are recorded where they took part."""
 
 
-def export(request: protocol.Export, progress: Callable[[str, int | None, int | None], None]) -> protocol.Exported:
+def export(request: protocol.Export, progress: OnStep) -> protocol.Exported:
     """Write `model.onnx`, weights, inputs, references and golden values into the request's folder.
 
     Raises:
+        UsageError: A dimension, a shape or an input that the user gave does not fit the model.
         ExportError: The module cannot be built, run or exported.
     """
+    model = registry.model(request.model)
+    if isinstance(model, GraphModel):
+        return export_graph(model, request, progress)
+    return _export_module(model, request, progress)
+
+
+def _export_module(model: Model, request: protocol.Export, progress: OnStep) -> protocol.Exported:
     import torch
 
     folder = Path(request.folder)
-    model = registry.model(request.model)
     torch.set_num_threads(request.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    progress(f"building {model.name}", None, None)
-    torch.manual_seed(request.seed)
-    module = model.build().eval()
-    _write_weights(module, folder / "weights.safetensors")
-    sets = [
-        model.example_inputs(batch=request.batch, seed=INPUT_SEED + request.seed + index)
-        for index in range(request.input_sets)
-    ]
-    progress("running the reference", None, None)
-    outputs, deterministic = _references(module, model, sets, folder)
-    golden = _golden(module, model, sets, folder)
+    dims = _dims_before(model, request)
+    progress(f"building {request.model.label}", None, None)
+    loaded = weights.load(model, request.weights, dims, request.seed, request.model)
+    dims = shapes.settle(model, request)
+    module = loaded.module.eval()
+    weights_bytes = _write_weights(module, folder / "weights.safetensors")
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    sets = inputs.sets(model, request, dims)
+    outputs, deterministic = _references(module, model, sets, folder, progress)
+    gflop = flops.count(module, sets[0])
     progress("exporting to ONNX", None, None)
     clock = StageClock()
     with clock.stage("export"):
-        _to_onnx(module, model, sets[0], request.opset, folder / "model.onnx")
+        opset = _to_onnx(module, model, request, sets[0], list(outputs), weights_bytes)
+    gc.collect()  # the exporter's graphs hold cycles; the float64 run needs their room
+    golden = _golden(module, model, sets, folder, weights_bytes, progress)
     return protocol.Exported(
-        inputs=_specs(sets[0]),
-        outputs=_specs(outputs),
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        inputs=specs(sets[0]),
+        outputs=specs(outputs),
+        input_sets=len(sets),
+        dims=dims,
+        axes=shapes.free_axes(model.inputs),
+        module=True,
+        reference=f"PyTorch {torch.__version__}",
+        weights=loaded.label,
+        weights_sha256=loaded.sha256,
+        weights_bytes=weights_bytes,
+        gflop=gflop,
+        parameters=parameters,
+        opset=opset,
         task=model.task,
         deterministic=deterministic,
         golden=golden,
         export_s=clock.seconds["export"],
-        versions=_versions(),
+        versions={name: version(name) for name in ("torch", "onnx", "onnxscript", *RECORDED) if name in sys.modules},
+        sources=sorted({*loaded.sources, *inputs.sources(model), *sets.files}),
+        notes=[*inputs.notes(model), *sets.notes],
     )
 
 
-def check(folder: Path, input_sets: int) -> protocol.Checked:
-    """Run the exported graph without optimisation and compare with the reference outputs beside it.
+# ---- sizes
 
-    Runs in a process of its own: exporter, session and module together would hold the weights three times.
+
+def _dims_before(model: Model, request: protocol.Export) -> dict[str, int]:
+    """Return the dimensions to build with; what cannot be held against the inputs yet is when the module is there."""
+    if model.inputs:
+        return shapes.settle(model, request)
+    return {**inputs.dims(model), **request.dims}
+
+
+# ---- running
+
+
+def call(module: torch.nn.Module, tensors: Mapping[str, np.ndarray]) -> Any:  # whatever the module returns
+    """Run a module on a set of inputs, by position.
 
     Raises:
-        ExportError: The graph gives other outputs than eager: relative L2 distance above 1e-3.
+        ExportError: It changes its inputs in place: sessions are given the same tensors again and again.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        return protocol.Checked(max_abs=None)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    except Exception as exc:  # ONNX Runtime raises many kinds; all mean that the graph is not valid
-        raise ExportError(f"the exported graph does not load: {exc}") from exc
-    worst_abs = worst_l2 = 0.0
-    for index in range(input_sets):
-        inputs = read_tensors(folder / f"inputs-{index}.safetensors")
-        names = [output.name for output in session.get_outputs()]
-        results = dict(zip(names, session.run(names, inputs), strict=True))
-        for name, expected in read_tensors(folder / f"reference-{index}.safetensors").items():
-            got = results[name]
-            if got.shape != expected.shape or not np.isfinite(got).all():
-                raise ExportError(
-                    f"the exported graph does not equal eager: '{name}' has shape {list(got.shape)}, expected "
-                    f"{list(expected.shape)}, with {int((~np.isfinite(got)).sum())} values that are not finite"
-                )
-            difference = got.astype(np.float64) - expected
-            worst_abs = max(worst_abs, float(np.abs(difference).max(initial=0.0)))
-            # Of an output that is zero everywhere the distance itself is judged.
-            norm = float(np.linalg.norm(expected.astype(np.float64))) or 1.0
-            worst_l2 = max(worst_l2, float(np.linalg.norm(difference)) / norm)
-    if worst_l2 > 1e-3:
-        raise ExportError(
-            f"the exported graph does not equal eager: relative L2 distance {worst_l2:.2g}, at most 1e-3 expected",
-            hint="try another --opset",
-        )
-    return protocol.Checked(max_abs=worst_abs)
-
-
-def call(module: torch.nn.Module, model: ReferenceModel, inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Run a module on a set of inputs and name its outputs."""
     import torch
 
+    arguments = {name: torch.tensor(array) for name, array in tensors.items()}
     with torch.inference_mode():
-        result = module(*[torch.from_numpy(array) for array in inputs.values()])
-    return dict(zip(model.output_names, result if isinstance(result, (tuple, list)) else [result], strict=True))
+        result = module(*arguments.values())
+    for name, tensor in arguments.items():
+        if not np.array_equal(tensor.numpy(), tensors[name], equal_nan=tensor.is_floating_point()):
+            raise ExportError(f"the module changes its input '{name}' in place", hint="let it work on a copy")
+    return result
+
+
+def named_outputs(result: Any, declared: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """Return a module's results by name: as declared, as the keys of a mapping, `output_0` and on, or `output`.
+
+    Raises:
+        ExportError: A result is not a tensor, or there are more or fewer than were declared.
+    """
+    import torch
+
+    if isinstance(result, Mapping):
+        found = {str(name): value for name, value in result.items()}
+    elif isinstance(result, (tuple, list)):
+        found = {f"output_{index}": value for index, value in enumerate(result)}
+    else:
+        found = {"output": result}
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise ExportError(
+                f"'{name}' of the module's results is {_kind(value)}, not a tensor",
+                hint="wrap it in a module whose forward returns a tensor, or a tuple or dict of tensors",
+            )
+    if not found:
+        raise ExportError("the module returns nothing")
+    names = list(declared)
+    if names and len(names) != len(found):
+        raise ExportError(f"expected {len(names)} outputs ({', '.join(names)}), the module returns {len(found)}")
+    return dict(zip(names or found, found.values(), strict=True))
+
+
+def _arrays(module: torch.nn.Module, model: Model, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, tensor in named_outputs(call(module, tensors), model.output_names).items():
+        if str(tensor.dtype) == "torch.bfloat16" or tensor.is_complex():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ExportError(f"output '{name}' is {kind}, which cannot be compared", hint="convert it to float32")
+        arrays[name] = np.array(tensor.numpy())  # a copy: the module may return a buffer that it writes again
+    return arrays
 
 
 def _references(
-    module: torch.nn.Module, model: ReferenceModel, sets: list[dict[str, np.ndarray]], folder: Path
+    module: torch.nn.Module, model: Model, sets: inputs.Sets, folder: Path, progress: OnStep
 ) -> tuple[dict[str, np.ndarray], bool]:
     deterministic = True
     outputs: dict[str, np.ndarray] = {}
-    for index, inputs in enumerate(sets):
+    for index in range(len(sets)):
+        progress("running the reference", index, len(sets))
+        tensors = sets[index]
         try:
-            outputs = {name: tensor.numpy() for name, tensor in call(module, model, inputs).items()}
+            outputs = _arrays(module, model, tensors)
+            if index == 0:
+                again = _arrays(module, model, tensors)
+                deterministic = all(np.array_equal(array, again[name]) for name, array in outputs.items())
+        except (ExportError, MemoryError):
+            raise
         except Exception as exc:  # a model is the user's code: it may raise anything
-            raise ExportError(f"eager cannot run {model.name}: {type(exc).__name__}: {exc}") from exc
-        for name, array in outputs.items():
-            if not np.isfinite(array).all():
-                raise ExportError(f"the reference output '{name}' holds NaN or infinite values (input set {index})")
-        again = call(module, model, inputs)
-        deterministic &= all(np.array_equal(array, again[name].numpy()) for name, array in outputs.items())
-        write_tensors(folder / f"inputs-{index}.safetensors", inputs)
-        write_tensors(folder / f"reference-{index}.safetensors", outputs)
+            raise failed("PyTorch cannot run the module", exc) from exc
+        write_set(folder, index, tensors, outputs)
     return outputs, deterministic
 
 
-def _golden(module: torch.nn.Module, model: ReferenceModel, sets: list[dict[str, np.ndarray]], folder: Path) -> bool:
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    if weights * GOLDEN_MEMORY_FACTOR > psutil.virtual_memory().available:
+def _golden(
+    module: torch.nn.Module, model: Model, sets: inputs.Sets, folder: Path, weights_bytes: int, progress: OnStep
+) -> bool:
+    """Run the module in float64, widening it where it stands: it is not used again. False where that cannot be."""
+    free = psutil.virtual_memory().available
+    free = min(free, environment.default_memory_limit() - psutil.Process().memory_info().rss)
+    if 2 * weights_bytes + GOLDEN_SLACK_BYTES > free:
         return False
     try:
-        double = copy.deepcopy(module).double()
-        for index, inputs in enumerate(sets):
-            widened = {
-                name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in inputs.items()
-            }
-            outputs = {name: tensor.numpy() for name, tensor in call(double, model, widened).items()}
+        module.double()
+        for index in range(len(sets)):
+            progress("running the reference in float64", index, len(sets))
+            outputs = _arrays(module, model, {name: _widened(array) for name, array in sets[index].items()})
             write_tensors(folder / f"golden-{index}.safetensors", outputs)
-    except (RuntimeError, TypeError, NotImplementedError, MemoryError):
-        # Some operators exist in float32 only; the float32 reference then judges alone.
+    except Exception:  # some operators exist in float32 only; the float32 reference then judges alone
         for path in folder.glob("golden-*.safetensors"):
             path.unlink()
         return False
     return True
 
 
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
+
+
+# ---- files
+
+
 def _to_onnx(
-    module: torch.nn.Module, model: ReferenceModel, inputs: dict[str, np.ndarray], opset: int, path: Path
-) -> None:
+    module: torch.nn.Module,
+    model: Model,
+    request: protocol.Export,
+    tensors: Mapping[str, np.ndarray],
+    outputs: list[str],
+    weights_bytes: int,
+) -> int:
+    """Write `model.onnx` and return its opset."""
     import onnx
     import torch
 
-    arguments = tuple(torch.from_numpy(array) for array in inputs.values())
+    path = Path(request.folder) / "model.onnx"
     try:
-        torch.onnx.export(
-            module,
-            arguments,
-            path,
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=list(model.output_names),
-            external_data=_bytes(module) > 1 << 30,  # protobuf cannot hold more than 2 GiB in one file
-        )
-        onnx.checker.check_model(path, full_check=True)
+        with torch.no_grad():
+            torch.onnx.export(
+                module,
+                tuple(torch.tensor(array) for array in tensors.values()),
+                path,
+                dynamo=True,
+                opset_version=request.opset,
+                input_names=list(tensors),
+                output_names=outputs,
+                dynamic_shapes=_dynamic_shapes(module, model, request),
+                external_data=weights_bytes > ONE_FILE_BYTES,
+            )
+        onnx.checker.check_model(path, full_check=True)  # by its path: what is above 2 GiB cannot be checked otherwise
+    except MemoryError:
+        raise
     except Exception as exc:  # the exporter raises its own and torch's errors; all mean that there is no ONNX file
-        raise ExportError(f"torch.onnx cannot export {model.name} at opset {opset}: {exc}") from exc
+        free = " with free dimensions " + ", ".join(request.dynamic) if request.dynamic else ""
+        raise failed(f"torch.onnx cannot export it at opset {request.opset}{free}", exc) from exc
+    opsets = onnx.load(path, load_external_data=False).opset_import
+    return next((int(entry.version) for entry in opsets if entry.domain in ("", "ai.onnx")), request.opset)
 
 
-def _write_weights(module: torch.nn.Module, path: Path) -> None:
+def _dynamic_shapes(module: torch.nn.Module, model: Model, request: protocol.Export) -> tuple[Any, ...] | None:
+    import torch
+
+    if not request.dynamic:
+        return None
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in request.dynamic.items()}
+    rows: list[Any] = []
+    for spec in model.inputs:
+        free = {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size in dims}
+        rows.append(free or None)
+    # What `forward(self, *inputs)` gathers is one argument to torch.export: a tuple.
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    gathers = next((i for i, parameter in enumerate(parameters) if parameter.kind is parameter.VAR_POSITIONAL), None)
+    return tuple(rows) if gathers is None else (*rows[:gathers], tuple(rows[gathers:]))
+
+
+def _write_weights(module: torch.nn.Module, path: Path) -> int:
+    """Write the state dict and return its size in bytes, each storage counted once."""
     from safetensors.torch import save_file
 
-    # Tied weights share storage, which safetensors refuses: each name gets its own copy.
-    save_file({name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()}, path)
+    seen: set[int] = set()
+    size = 0
+    state = {}
+    for name, tensor in module.state_dict().items():
+        address = tensor.untyped_storage().data_ptr()
+        shared = address in seen and tensor.numel() > 0
+        seen.add(address)
+        size += 0 if shared else tensor.numel() * tensor.element_size()
+        # Tied weights share storage, which safetensors refuses. Copies of all would double what a large model takes.
+        state[name] = tensor.contiguous().clone() if shared or not tensor.is_contiguous() else tensor
+    save_file(state, path)
+    return size
 
 
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-
-
-def _specs(tensors: dict[str, Any]) -> list[tuple[str, str, list[int]]]:
-    return [(name, str(array.dtype), list(array.shape)) for name, array in tensors.items()]
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -22,7 +22,16 @@ import msgspec
 import psutil
 
 from harness import protocol
-from harness.errors import BY_STATUS, HarnessError, OutOfMemory, RunError, StepTimeout, StoreError, WorkerCrashed
+from harness.errors import (
+    BY_STATUS,
+    HarnessError,
+    OutOfMemory,
+    RunError,
+    StepTimeout,
+    StoreError,
+    UsageError,
+    WorkerCrashed,
+)
 from harness.paths import FREE_SPACE
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
@@ -319,7 +328,8 @@ class Worker:
 
     @staticmethod
     def _reported(message: protocol.Failed) -> HarnessError:
-        error = BY_STATUS.get(message.status, RunError)(message.message, hint=message.hint)
+        kind: type[HarnessError] = UsageError if message.usage else BY_STATUS.get(message.status, RunError)
+        error = kind(message.message, hint=message.hint)
         error.worker_traceback = message.traceback
         return error
 

@@ -11,6 +11,7 @@ registered backend with default options. The same item may be given twice; it is
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -22,6 +23,7 @@ import msgspec
 from harness import registry
 from harness.api import BackendOptions, Scalar
 from harness.errors import UsageError
+from harness.records import Settings
 
 ALL = "all"
 SLUG_CHARACTERS = 100
@@ -114,12 +116,8 @@ def _number(variants: list[Variant]) -> list[Variant]:
     for variant in variants:
         seen[variant.id] += 1
         count = seen[variant.id]
-        out.append(variant if count == 1 else _renamed(variant, f"{variant.id}#{count}"))
+        out.append(variant if count == 1 else dataclasses.replace(variant, id=f"{variant.id}#{count}"))
     return out
-
-
-def _renamed(variant: Variant, id_: str) -> Variant:
-    return Variant(id=id_, backend=variant.backend, options=variant.options, asked_by_name=variant.asked_by_name)
 
 
 def _plain(exc: msgspec.ValidationError, raw: dict[str, str]) -> str:
@@ -137,16 +135,46 @@ def _text(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def find_baseline(variants: list[Variant], wanted: str | None) -> str:
+def with_dynamic(variants: list[Variant]) -> list[Variant]:
+    """Return the variants with the dynamic sibling of each after it: one engine for all shapes of the sweep.
+
+    A backend without engines takes any shape as it is and has no sibling.
+    """
+    out: list[Variant] = []
+    for variant in variants:
+        out.append(variant)
+        if registry.backend(variant.backend).capabilities.saves_engines and not variant.parsed().dynamic:
+            words = ",".join(f"{key}={_text(value)}" for key, value in variant.options.items())
+            text = f"{variant.backend}:{words},dynamic=true" if words else f"{variant.backend}:dynamic=true"
+            sibling = parse_variants([text])[0]
+            out.append(dataclasses.replace(sibling, asked_by_name=variant.asked_by_name))
+    return _number([dataclasses.replace(one, id=one.id.partition("#")[0]) for one in out])
+
+
+def asked_variants(settings: Settings) -> list[Variant]:
+    """Return the cases of every workload of a run.
+
+    Raises:
+        UsageError: As `parse_variants()`.
+    """
+    variants = parse_variants(settings.asked)
+    return with_dynamic(variants) if settings.dynamic else variants
+
+
+def find_baseline(variants: list[Variant], wanted: str | None, *, graph_only: bool = False) -> str:
     """Return the id of the case that all others are compared with.
 
     The one asked for, by its id in any spelling or by its backend's name, first the one without options; else the
-    registry's default baseline; else the first.
+    registry's default baseline; else the first. With `graph_only` there is no torch module, and so the default is the
+    first that compiles an ONNX graph.
 
     Raises:
         UsageError: The baseline that was asked for is not among the cases.
     """
     ids = [variant.id for variant in variants]
+    if wanted is None and graph_only:
+        graphs = (v.id for v in variants if registry.backend(v.backend).capabilities.source == "onnx")
+        return next(graphs, ids[0])
     if wanted is None:
         return next((v.id for v in variants if v.backend == registry.BASELINE and not v.options), ids[0])
     # Cases may be written in several ways: `ms=2` and `ms=2.0` are one.

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from harness.modelspec import ModelSpec
+
 Scalar = str | int | float | bool | None
 
 
@@ -23,7 +25,9 @@ class CaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     options: dict[str, Scalar]
     artifact: str
-    """Folder."""
+    """Folder of what is compiled."""
+    fed_by: str | None = None
+    """Folder of the artifact whose inputs a dynamic engine gets; None: those of `artifact`."""
     device: str
     precision: str
     threads: int
@@ -40,8 +44,17 @@ class Probe(Request, frozen=True, kw_only=True):
 class Export(Request, frozen=True, kw_only=True):
     """Build a model and write everything of an artifact but the manifest into `folder`."""
 
-    model: str
-    batch: int
+    model: ModelSpec
+    dims: dict[str, int]
+    """What the user set; the model knows the rest."""
+    shapes: dict[str, list[int]] = {}
+    """Input -> shape, as the user set it: another way to give the sizes of free dimensions."""
+    dynamic: dict[str, tuple[int, int]] = {}
+    """Dimensions that stay free in the ONNX graph; `dims` then holds their largest sizes."""
+    weights: str
+    """`seeded`, `pretrained`, `own` or the path of a file."""
+    inputs: str | None = None
+    """The user's own inputs: an .npz file or a folder."""
     seed: int
     opset: int
     input_sets: int
@@ -119,12 +132,27 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
     inputs: list[tuple[str, str, list[int]]]
     outputs: list[tuple[str, str, list[int]]]
+    input_sets: int
+    dims: dict[str, int]
+    axes: dict[str, dict[int, str]] = {}
+    module: bool
+    reference: str
+    weights: str
+    weights_sha256: str | None = None
+    weights_bytes: int
+    gflop: float | None = None
     parameters: int
+    opset: int
     task: str
     deterministic: bool
     golden: bool
     export_s: float
+    onnx_max_abs: float | None = None
+    """Known already where the graph itself is the reference."""
     versions: dict[str, str]
+    sources: list[str] = []
+    """The user's files that went into it."""
+    notes: list[str] = []
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +219,8 @@ class Failed(Message, frozen=True, kw_only=True):
     message: str
     hint: str | None = None
     traceback: str = ""
+    usage: bool = False
+    """Whether the user asked for something that cannot be: it ends the command, not the case."""
 
 
 AnyMessage = Progress | Done | Failed

@@ -9,7 +9,9 @@ from typing import Literal
 
 import msgspec
 
-SCHEMA = 1
+from harness.modelspec import ModelSpec
+
+SCHEMA = 2
 
 Status = Literal[
     "ok",
@@ -128,10 +130,10 @@ class Launch(Record, frozen=True, kw_only=True):
 
 
 class Case(Record, frozen=True, kw_only=True):
-    """One (model, backend, options, precision, batch, device) of a run and all that happened to it."""
+    """One backend with its options on a workload, and all that happened to it."""
 
     id: str
-    """Unique in the run; what the table shows: `tvm:trials=64`."""
+    """Unique in its workload; what the table shows: `tvm:trials=64`."""
     backend: str
     options: dict[str, Scalar]
     """Only what the user set."""
@@ -182,17 +184,19 @@ class Environment(Record, frozen=True, kw_only=True):
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
-    """What was compared on."""
+    """What was compared on, once it was exported."""
 
-    name: str
     weights: str
-    seed: int
-    batch: int
-    precision: str
+    """`seeded`, or where they came from."""
+    weights_sha256: str | None = None
     parameters: int
+    gflop: float | None = None
+    """Of one forward pass at this shape; None where it is not known."""
     task: str
     artifact: str
     """Content hash."""
+    reference: str = ""
+    """What gave the reference outputs."""
     opset: int
     inputs: list[str]
     """`input float32[1,3,224,224]`"""
@@ -203,14 +207,47 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     export_cached: bool
 
 
+class Workload(Record, frozen=True, kw_only=True):
+    """One model at one shape: the cases in it are compared with each other, and with no others."""
+
+    key: str
+    """Unique in the run: `resnet50`, `resnet50 batch=4`."""
+    model: ModelSpec
+    dims: dict[str, int]
+    """Sizes of free dimensions, as far as they are known before the export."""
+    batch: int
+    """Items in one inference."""
+    precision: str = "fp32"
+    baseline: str
+    """Id of the case that the others are compared with."""
+    info: ModelInfo | None = None
+    cases: list[Case] = []
+    launches: list[Launch] = []
+    measure_s: float = 0.0
+    notes: list[str] = []
+    failure: Failure | None = None
+    """What ended all of it, such as a model that cannot be exported."""
+
+
 class Settings(Record, frozen=True, kw_only=True):
     """What the user asked for, completed by defaults; enough to resume."""
 
-    model: str
+    models: list[str]
+    """In the grammar of `--model`."""
+    suite: str | None = None
+    root: str = ""
+    """The folder in which the command was given."""
     cases: list[str]
     """Case ids in the order asked for, in the grammar of `--backends`."""
-    baseline: str
-    batch: int
+    baseline: str | None = None
+    """As the user asked for it; each workload has its own."""
+    dims: dict[str, list[int]] = {}
+    """Free dimension -> the sizes of the sweep; `batch` is one of them."""
+    shapes: dict[str, list[int]] = {}
+    weights: str | None = None
+    """`seeded`, `pretrained`, a file's path; None: seeded, or what the user's own model brings."""
+    inputs: str | None = None
+    dynamic: bool = False
     seed: int
     threads: int
     precision: str = "fp32"
@@ -225,7 +262,8 @@ class Settings(Record, frozen=True, kw_only=True):
     asked: list[str] = []
     """The values of `--backends` as they were given."""
     opset: int = 18
-    reuse_engines: bool = False
+    cold: bool = False
+    """Compile anew even where an engine of an earlier run fits."""
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -240,15 +278,12 @@ class Run(Record, frozen=True, kw_only=True):
     command: str
     settings: Settings
     environment: Environment
-    model: ModelInfo | None = None
-    cases: list[Case] = []
-    launches: list[Launch] = []
+    workloads: list[Workload] = []
     wall_s: float = 0.0
-    measure_s: float = 0.0
     notes: list[str] = []
-    failure: Failure | None = None
-    """What ended the whole run, such as a model that cannot be exported."""
 
 
 CONTROL = "~control"
 """Suffix of the id of the baseline's second worker, the A/A control."""
+REUSED = "engine_compiled_at"
+"""The fact that tells an engine of an earlier run from one that this run compiled."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.api import Backend, ReferenceModel, Report
+    from harness.api import Backend, Composition, Model, ReferenceModel, Report
+    from harness.modelspec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,66 @@ BASELINE = "eager"
 """What all others are compared with unless the user names another."""
 
 MODELS = {
+    "attention": Entry("models.micro:Attention"),
+    "bert-base": Entry("models.bert:BertBase"),
+    "bert-large": Entry("models.bert:BertLarge"),
+    "conv-bn-silu": Entry("models.micro:ConvBnSilu"),
+    "gemm": Entry("models.micro:Gemm"),
+    "layernorm-sigmoid": Entry("models.micro:LayerNormSigmoid"),
+    "llama-decode": Entry("models.llama:LlamaDecode"),
+    "llama-prefill": Entry("models.llama:LlamaPrefill"),
+    "minilm-l6": Entry("models.bert:MiniLML6"),
     "resnet50": Entry("models.resnet:ResNet50"),
+    "sd15-text-encoder": Entry("models.stable_diffusion:SD15TextEncoder"),
+    "sd15-unet": Entry("models.stable_diffusion:SD15UNet"),
+    "sd15-vae-decoder": Entry("models.stable_diffusion:SD15VaeDecoder"),
+    "sd21-unet": Entry("models.stable_diffusion:SD21UNet"),
     "tiny": Entry("models.tiny:Tiny"),
+    "whisper-large-decode": Entry("models.whisper:WhisperLargeDecode"),
+    "whisper-large-encoder": Entry("models.whisper:WhisperLargeEncoder"),
+    "whisper-large-prefill": Entry("models.whisper:WhisperLargePrefill"),
+    "yolov8l": Entry("models.yolov8:YoloV8l"),
+    "yolov8m": Entry("models.yolov8:YoloV8m"),
+    "yolov8n": Entry("models.yolov8:YoloV8n"),
+    "yolov8s": Entry("models.yolov8:YoloV8s"),
+    "yolov8x": Entry("models.yolov8:YoloV8x"),
 }
+
+OWN = {
+    "exported": Entry("models.exported_program:ExportedProgram"),
+    "factory": Entry("models.factory:Factory"),
+    "hub": Entry("models.hub:Hub"),
+    "onnx": Entry("models.onnx_file:OnnxFile"),
+}
+"""The user's own models, by the kind of `ModelSpec`."""
+
+SUITES = {
+    "vision": ("resnet50", "yolov8n", "yolov8s", "yolov8m", "yolov8l", "yolov8x"),
+    "nlp": (
+        "minilm-l6",
+        "bert-base",
+        "bert-base:sequence=512",
+        "bert-large",
+        "bert-large:sequence=512",
+        "llama-prefill",
+        "llama-decode",
+    ),
+    "diffusion": ("sd15-text-encoder", "sd15-unet", "sd15-vae-decoder", "sd21-unet"),
+    "speech": ("whisper-large-encoder", "whisper-large-prefill", "whisper-large-decode"),
+    "micro": (
+        "gemm",
+        "attention",
+        "attention:sequence=1024",
+        "attention:sequence=2048",
+        "conv-bn-silu",
+        "layernorm-sigmoid",
+    ),
+    "quick": ("tiny", "gemm", "conv-bn-silu", "minilm-l6", "yolov8n"),
+}
+"""Sets of models for `--suite`; `reference` is all of them."""
+WHOLE = "reference"
+
+COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
@@ -76,13 +136,44 @@ def backend(name: str) -> type[Backend]:
     return cast("type[Backend]", _load("backend", name, _table("backends", BACKENDS)))
 
 
-def model(name: str) -> ReferenceModel:
-    """Return a model.
+def model_class(name: str) -> type[ReferenceModel]:
+    """Return the class of a reference model.
 
     Raises:
         UsageError: No model has this name; the message suggests one.
     """
-    return cast("type[ReferenceModel]", _load("model", name, _table("models", MODELS)))()
+    return cast("type[ReferenceModel]", _load("model", name, _table("models", MODELS)))
+
+
+def model(spec: ModelSpec) -> Model:
+    """Return a model, reference or the user's own, not built yet.
+
+    Raises:
+        UsageError: No model has this name; the message suggests one.
+    """
+    if spec.kind == "reference":
+        kind = model_class(spec.name)
+        return kind(msgspec.convert(spec.options, type=kind.Options))
+    own = cast("Callable[[ModelSpec], Model]", _load("kind of model", spec.kind, OWN))
+    return own(spec)
+
+
+def suite(name: str) -> tuple[str, ...]:
+    """Return the models of a suite, in the grammar of `--model`.
+
+    Raises:
+        UsageError: No suite has this name; the message suggests one.
+    """
+    if name == WHOLE:
+        return tuple(dict.fromkeys(item for key, items in SUITES.items() if key != "quick" for item in items))
+    if name not in SUITES:
+        raise unknown("suite", name, [*SUITES, WHOLE])
+    return SUITES[name]
+
+
+def compositions() -> tuple[Composition, ...]:
+    """Return the figures that are put together from several models' measurements."""
+    return cast("tuple[Composition, ...]", _load("table", "compositions", {"compositions": COMPOSITIONS}))
 
 
 def report(name: str) -> Report:

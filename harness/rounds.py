@@ -152,13 +152,13 @@ def conduct(
     return Conducted(launch=launch, outputs=outputs_of, errors=errors, interrupted=interrupted)
 
 
-def plan_groups(baseline: str, needs: dict[str, int], capacity: int) -> list[list[str]]:
+def plan_groups(baseline: str, needs: dict[str, int], capacity: int, *, copies: int = 2) -> list[list[str]]:
     """Split cases into groups whose engines fit in memory together, the baseline in every group.
 
-    `needs` holds each case's resident bytes; the baseline counts twice, for its control. A case that does not
-    fit beside the baseline at all gets a group of its own: measuring it is worth the risk, and a failure is a row.
+    `needs` holds each case's resident bytes; the baseline counts `copies` times, two with its control. A case that does
+    not fit beside the baseline at all gets a group of its own: measuring it is worth the risk, and a failure is a row.
     """
-    room = capacity - 2 * needs.get(baseline, 0)
+    room = capacity - copies * needs.get(baseline, 0)
     groups: list[list[str]] = []
     free = 0
     for case, need in needs.items():

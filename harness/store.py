@@ -98,9 +98,12 @@ def load_run(folder: RunFolder) -> Run:
     try:
         content = path.read_bytes()
         schema = msgspec.json.decode(content, type=_Versioned).schema
-        if schema > SCHEMA:
+        if schema != SCHEMA:
+            newer = schema > SCHEMA
             raise StoreError(
-                f"{path} has schema {schema}; this harness reads up to {SCHEMA}", hint="update harness to read it"
+                f"{path} was written by {'a newer' if newer else 'an older'} harness: it has schema {schema}, and this "
+                f"one reads {SCHEMA}",
+                hint="update harness to read it" if newer else "measure again: harness compare",
             )
         return msgspec.json.decode(content, type=Run)
     except OSError as exc:

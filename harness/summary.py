@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.records import Case, Record, Run
+from harness.records import Case, Record, Run, Status, Workload
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 
@@ -31,7 +31,7 @@ class Latency(Record, frozen=True, kw_only=True):
 
 
 class Comparison(Record, frozen=True, kw_only=True):
-    """A candidate's latency over the baseline's: above 1 is slower."""
+    """One case's latency over another's: above 1 is slower."""
 
     ratio: Estimate
     verdict: Verdict
@@ -49,9 +49,11 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     compute: Latency | None
     host_to_host: Latency | None
     comparison: Comparison | None
-    """None for the baseline and for cases without samples."""
+    """Against the baseline. None for the baseline and for cases without samples."""
     throughput: float | None
     """Items a second: batch over the p50 of compute."""
+    gflop_per_s: float | None
+    """The model's floating-point operations, whatever the engine made of them, over the p50 of compute."""
     peak_bytes: int | None
     """Largest resident memory of a measuring worker."""
     launches: int
@@ -61,18 +63,145 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     windows: int
 
 
-class RunSummary(Record, frozen=True, kw_only=True):
-    """All that a report needs."""
+class WorkloadSummary(Record, frozen=True, kw_only=True):
+    """One table: a workload and its cases."""
 
-    run: Run
+    workload: Workload
+    seeded: bool
+    """The weights are random: distance from the reference is numerical agreement, and says nothing of accuracy."""
     rows: list[CaseSummary]
     """Measured cases from fastest to slowest, then the others in the order asked for."""
     baseline: str | None
+    """None where it has no samples."""
     control: Comparison | None
     """The baseline's second worker against the first: an A/A comparison."""
     suspicious: bool
     """The control lies outside its interval."""
     noise_floor: float | None
-    """Smallest relative difference that this run could have called, such as 0.013."""
+    """Smallest relative difference that this workload's launches could have called, such as 0.013."""
     closing: str
-    """The sentence that a person would say."""
+    """The sentence that a person would say of it."""
+
+
+class Standing(Record, frozen=True, kw_only=True):
+    """One case over all workloads of a suite."""
+
+    case: str
+    is_baseline: bool
+    ratio: Estimate | None
+    """Geometric mean of its ratios to the baseline over the workloads where it is `ok`; None where there are none."""
+    over: int
+    """How many workloads that mean is over. Means over different workloads are not comparable with each other."""
+    wins: int
+    """Workloads in which it was the fastest `ok` case for sure."""
+    ties: int
+    """Workloads in which no `ok` case was faster for sure, but it was not sure to be the fastest either."""
+    ok: int
+    drifted: int
+    compiled: int
+    """Built for a device that this machine does not have."""
+    failed: int
+    """Workloads without a result for any other reason."""
+
+
+class Suite(Record, frozen=True, kw_only=True):
+    """What can be said over several workloads together."""
+
+    baseline: str
+    """What the ratios are to: the baseline of most workloads."""
+    workloads: list[str]
+    """Keys of the workloads that the means are over: those that were measured against this baseline."""
+    left_out: list[str]
+    """Keys of the others: without a measured baseline, or with another one."""
+    rows: list[Standing]
+    """Cases with a mean over all `workloads` from fastest to slowest; then those with a mean over fewer, the ones over
+    most first, else in the order asked for; then those without."""
+    contested: int
+    """Workloads with a winner or a tie: at least two `ok` cases and verdicts."""
+    rounds_only: bool
+    """A mean holds intervals that lack the spread between processes, so it lacks it too."""
+
+
+class Part(Record, frozen=True, kw_only=True):
+    """A workload of which a composed figure is made."""
+
+    model: str
+    workload: str
+    calls: int
+
+
+class ComposedRow(Record, frozen=True, kw_only=True):
+    """A composed figure by one case."""
+
+    case: str
+    seconds: Estimate | None
+    """Sum over parts of calls times the p50 of compute; None where a part has no result."""
+    lacks: dict[str, Status]
+    """Workloads in which the case is not `ok`, and what it is there."""
+
+
+class Composed(Record, frozen=True, kw_only=True):
+    """A figure put together from parts that were measured; never measured as a whole."""
+
+    name: str
+    what: str
+    parts: list[Part]
+    rows: list[ComposedRow]
+    """From fastest to slowest, then those without a figure."""
+
+
+class Point(Record, frozen=True, kw_only=True):
+    """One case at one size."""
+
+    status: Status
+    throughput: Estimate | None
+    """Items a second."""
+
+
+class Series(Record, frozen=True, kw_only=True):
+    """One case over a sweep."""
+
+    case: str
+    points: list[Point | None]
+    """One a size; None where the case was not planned."""
+
+
+class Sweep(Record, frozen=True, kw_only=True):
+    """Workloads that differ in the size of one free dimension only."""
+
+    model: str
+    dim: str
+    fixed: dict[str, int]
+    """The other free dimensions."""
+    sizes: list[int]
+    """Ascending."""
+    workloads: list[str]
+    """Keys, one a size."""
+    series: list[Series]
+
+
+class Price(Record, frozen=True, kw_only=True):
+    """What it costs at one workload that an engine takes every shape of the sweep."""
+
+    workload: str
+    static: str
+    """Case id of the engine for this shape only."""
+    dynamic: str
+    comparison: Comparison | None
+    """The dynamic engine's latency over the static one's; None where one of them was not measured."""
+    statuses: tuple[Status, Status]
+    """Of the static and of the dynamic case."""
+
+
+class RunSummary(Record, frozen=True, kw_only=True):
+    """All that a report needs."""
+
+    run: Run
+    workloads: list[WorkloadSummary]
+    suite: Suite | None
+    """None where fewer than two workloads were measured."""
+    composed: list[Composed]
+    sweeps: list[Sweep]
+    prices: list[Price]
+    closing: str
+    """The sentence that a person would say of all of it."""

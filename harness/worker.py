@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from harness import protocol, registry
-from harness.api import Availability, Backend, CompileRequest, Session
+from harness.api import Availability, Backend, CompileRequest, DynamicShapes, Session
 from harness.artifact import Artifact, write_tensors
 from harness.errors import (
     CompileError,
@@ -28,6 +28,7 @@ from harness.errors import (
     OutOfMemory,
     RunError,
     UnavailableError,
+    UsageError,
 )
 from harness.measure import StageClock, run_once, sample, timed, warm_up
 
@@ -101,6 +102,11 @@ class Worker:
         kind = registry.backend(case.backend)
         clock = StageClock()
         self._artifact = Artifact.open(Path(case.artifact))
+        dynamic = None
+        if self._artifact.manifest.dynamic:
+            dynamic = DynamicShapes(axes=self._artifact.manifest.axes, ranges=self._artifact.manifest.dynamic)
+        if case.fed_by is not None:
+            self._artifact = self._artifact.fed_by(Artifact.open(Path(case.fed_by)))
         self._engine_dir = Path(case.engine_dir)
         ask = CompileRequest(
             artifact=self._artifact,
@@ -108,6 +114,7 @@ class Worker:
             device=case.device,
             precision=case.precision,
             threads=case.threads,
+            dynamic=dynamic,
             engine_dir=self._engine_dir,
             cache_dir=Path(case.cache_dir),
             stage=clock.stage,
@@ -218,7 +225,8 @@ def _failed(exc: Exception) -> protocol.Failed:
         status=known.status,
         message=known.message,
         hint=known.hint,
-        traceback="".join(traceback.format_exception(type(exc), exc, exc.__traceback__)),
+        traceback=known.worker_traceback or "".join(traceback.format_exception(type(exc), exc, exc.__traceback__)),
+        usage=isinstance(exc, UsageError),
     )
 
 

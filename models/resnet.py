@@ -5,11 +5,10 @@ Parameter and buffer names equal torchvision's, so `resnet50` checkpoints publis
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from harness.api import ReferenceModel
+from harness.api import InputSpec, Preprocessing, PublicWeights, ReferenceModel
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +23,22 @@ class ResNet50(ReferenceModel):
     parameters = 25_557_032
     gflop = 8.18
     task = "classification"
-    output_names = ("logits",)
-    weights_url = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+    memory_gib = 0.8
+    preprocessing = Preprocessing(
+        height=224, width=224, resize="crop", resize_to=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    public = PublicWeights(repository="timm/resnet50.tv_in1k", file="model.safetensors", licence="BSD-3-Clause")
 
-    def build(self) -> torch.nn.Module:
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return (InputSpec(name="input", dtype="float32", shape=("batch", 3, 224, 224)),)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("logits",)
+
+    def build(self, dims: Mapping[str, int]) -> torch.nn.Module:
         return _define()
-
-    def example_inputs(self, *, batch: int, seed: int) -> dict[str, np.ndarray]:
-        # Normalised photographs are close to unit variance.
-        generator = np.random.default_rng(seed)
-        return {"input": generator.standard_normal((batch, 3, 224, 224), dtype=np.float32)}
 
 
 def _define() -> torch.nn.Module:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from harness.api import ReferenceModel
+from harness.api import InputSpec, Preprocessing, ReferenceModel
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +19,21 @@ class Tiny(ReferenceModel):
     tags = ("test",)
     parameters = 5_450
     gflop = 0.00081
+    memory_gib = 0.5
     task = "classification"
-    output_names = ("logits",)
+    preprocessing = Preprocessing(
+        height=32, width=32, resize="crop", resize_to=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
 
-    def build(self) -> torch.nn.Module:
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return (InputSpec(name="input", dtype="float32", shape=("batch", 3, 32, 32)),)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("logits",)
+
+    def build(self, dims: Mapping[str, int]) -> torch.nn.Module:
         from torch import nn
 
         return nn.Sequential(
@@ -36,6 +46,3 @@ class Tiny(ReferenceModel):
             nn.Flatten(),
             nn.Linear(32, 10),  # (B, 10)
         ).eval()
-
-    def example_inputs(self, *, batch: int, seed: int) -> dict[str, np.ndarray]:
-        return {"input": np.random.default_rng(seed).standard_normal((batch, 3, 32, 32), dtype=np.float32)}

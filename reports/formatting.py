@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from rich.cells import cell_len
 
 from harness.api import Scalar
 from harness.summary import Comparison, Estimate
@@ -56,9 +58,27 @@ def clean_lines(text: str, *, last: int) -> list[str]:
     return lines[-last:]
 
 
+def columns(text: str) -> int:
+    """Return how many columns of a terminal a line of text takes: two for a wide character, none for an accent."""
+    return cell_len(text)
+
+
 def shorten(text: str, limit: int) -> str:
     """Return text cut to `limit` characters, the last of them an ellipsis where something was cut."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def listed(items: Sequence[str], *, most: int = 0) -> str:
+    """Return `a, b and c`; of more than `most`, where it is given, how many there are besides."""
+    shown = list(items)
+    if most and len(shown) > most:
+        shown = [*shown[: most - 1], f"{len(shown) - most + 1} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with the noun that it counts."""
+    return f"{number} {one if number == 1 else many}"
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -102,12 +122,13 @@ def percent(share: float) -> str:
 
 
 def ratio(estimate: Estimate) -> str:
-    """Return `0.43x [0.42, 0.44]`, with no more decimals than the interval can carry."""
+    """Return `0.43x [0.42, 0.44]`, with no more decimals than the interval can carry, but never a bare zero."""
     half_width = (estimate.high - estimate.low) / 2
     if not math.isfinite(half_width) or half_width <= 0:
         decimals = 3
     else:
-        decimals = min(4, max(2, -math.floor(math.log10(half_width))))
+        smaller = min(half_width, estimate.value) if estimate.value > 0 else half_width
+        decimals = min(4, max(2, -math.floor(math.log10(smaller))))
     return f"{estimate.value:.{decimals}f}x [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
 
 

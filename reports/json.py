@@ -4,20 +4,35 @@
 |---|---|
 | `schema` | version of this layout, a number that grows when a key changes its meaning or goes |
 | `run` | `id`, `created` (UTC), `state`, `harness` (version), `command`, `wall_s`, `measure_s` |
-| `settings`, `environment`, `model` | as in `run.json`; `model` is null where the export failed |
+| `settings`, `environment` | as in `run.json` |
 | `raw_samples` | the file in the run's folder that holds every sample: `run.json` |
+| `workloads` | one object a model and shape, described below |
+| `suite` | cases over all workloads; null where fewer than two can be taken together |
+| `composed` | figures put together from parts, never measured as a whole |
+| `sweeps` | workloads that differ in the size of one free dimension |
+| `prices` | dynamic engines over static ones; `suite` to `prices` have the fields of `harness.summary` |
+| `notes`, `closing` | the run's own notes; the last sentence |
+
+A workload has:
+
+| key | holds |
+|---|---|
+| `key` | its name, unique in the run |
+| `model`, `dims`, `batch`, `precision` | what was compared on; `dims` are all free dimensions, the batch too |
+| `info` | the export, with parameters, weights and their digest; null where it failed |
+| `seeded` | whether the weights are random, so that drift is numerical agreement only |
 | `baseline` | id of the case that others are compared against, or null |
 | `control` | the baseline's second worker over the first: `ratio`, `verdict`, `noisy`; null where it did not run |
 | `suspicious` | whether the control lies outside its interval |
-| `noise_floor` | smallest relative difference that this run could have called, such as 0.013 |
+| `noise_floor` | smallest relative difference that could have been called, such as 0.013 |
 | `rows` | one object a case, from fastest to slowest, then those without a number |
-| `notes`, `failure`, `closing` | the run's own notes; what ended the whole run; the last sentence |
+| `measure_s`, `notes`, `failure`, `closing` | time spent measuring; its notes; what ended all of it; its sentence |
 
 A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set, and:
 `is_baseline`; `compute` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`, `p99_ns`, each
 null or `value`, `low`, `high` in nanoseconds); `comparison` (`ratio` is time over the baseline's time with its
-99 % interval, `verdict`, `noisy`); `throughput_per_s`; `peak_bytes`; `launches`; `windows`, `marked_windows`;
-`worst_drift` (an index into `drift`).
+99 % interval, `verdict`, `noisy`); `throughput_per_s`; `gflop_per_s`; `peak_bytes`; `launches`; `windows`,
+`marked_windows`; `worst_drift` (an index into `drift`).
 """
 
 from __future__ import annotations
@@ -27,9 +42,9 @@ from typing import Any  # a JSON document: what lies in it is not known by type
 import msgspec
 
 from harness.api import Report
-from harness.summary import CaseSummary, Latency, RunSummary
+from harness.summary import CaseSummary, Latency, RunSummary, WorkloadSummary
 
-SCHEMA = 1
+SCHEMA = 2
 RAW_SAMPLES = "run.json"
 
 
@@ -58,19 +73,39 @@ def document(summary: RunSummary) -> dict[str, Any]:
             "harness": run.harness,
             "command": run.command,
             "wall_s": run.wall_s,
-            "measure_s": run.measure_s,
+            "measure_s": sum(one.workload.measure_s for one in summary.workloads),
         },
         "settings": run.settings,
         "environment": run.environment,
-        "model": run.model,
         "raw_samples": RAW_SAMPLES,
+        "workloads": [_workload(one) for one in summary.workloads],
+        "suite": summary.suite,
+        "composed": summary.composed,
+        "sweeps": summary.sweeps,
+        "prices": summary.prices,
+        "notes": run.notes,
+        "closing": summary.closing,
+    }
+
+
+def _workload(summary: WorkloadSummary) -> dict[str, Any]:
+    workload = summary.workload
+    return {
+        "key": workload.key,
+        "model": workload.model,
+        "dims": workload.dims,
+        "batch": workload.batch,
+        "precision": workload.precision,
+        "info": workload.info,
+        "seeded": summary.seeded,
         "baseline": summary.baseline,
         "control": summary.control,
         "suspicious": summary.suspicious,
         "noise_floor": summary.noise_floor,
         "rows": [_row(row) for row in summary.rows],
-        "notes": run.notes,
-        "failure": run.failure,
+        "measure_s": workload.measure_s,
+        "notes": workload.notes,
+        "failure": workload.failure,
         "closing": summary.closing,
     }
 
@@ -83,6 +118,7 @@ def _row(row: CaseSummary) -> dict[str, Any]:
         "host_to_host": _latency(row.host_to_host),
         "comparison": row.comparison,
         "throughput_per_s": row.throughput,
+        "gflop_per_s": row.gflop_per_s,
         "peak_bytes": row.peak_bytes,
         "launches": row.launches,
         "windows": row.windows,

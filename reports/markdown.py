@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from harness.api import Report
 from harness.summary import RunSummary
+from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
 from reports.page import draw
-from reports.sections import Line, Problem
 from reports.table import Cell, Column, Table
 
 _MEANS_SOMETHING = re.compile(r"([\\`*_\[\]~#$])")
@@ -25,16 +26,7 @@ class Markdown(Report):
     def render(self, run: RunSummary, *, color: bool = False, width: int | None = None) -> str:
         """Return the document; `color` and `width` change nothing."""
         page = draw(run)
-        blocks = [f"## {escape(page.title)}"]
-        blocks += [f"> **{escape(line.label)}**: {escape(line.text)}" for line in page.banners]
-        if page.table.rows:
-            blocks.append("\n".join(_table(page.table)))
-        blocks += [escape(text) for text in page.legend]
-        for section in page.sections:
-            blocks.append(f"### {escape(section.title)}\n\n" + "\n".join(_item(line) for line in section.lines))
-        if page.problems:
-            blocks.append(f"### failures\n\n{_overview(page.problems)}")
-            blocks += ["\n\n".join(_problem(problem)) for problem in page.problems]
+        blocks = [f"## {escape(page.title)}", *chain.from_iterable(map(_block, page.blocks))]
         blocks.append(f"**{escape(page.closing)}**" if page.closing else "")
         return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -52,6 +44,27 @@ def fence(lines: tuple[str, ...] | list[str]) -> str:
     longest = max((len(run) for line in lines for run in _BACKTICKS.findall(line)), default=0)
     ticks = "`" * max(3, longest + 1)
     return "\n".join([f"{ticks}text", *lines, ticks])
+
+
+def _block(block: Block) -> Iterator[str]:
+    match block:
+        case Heading():
+            yield f"### {escape(block.text)}"
+        case Banners():
+            yield from (f"> **{escape(line.label)}**: {escape(line.text)}" for line in block.lines)
+        case Table():
+            yield "\n".join(_table(block))
+        case Legend():
+            yield from map(escape, block.texts)
+        case Plot():
+            return  # the table before it holds the same numbers
+        case Section():
+            yield f"{'#' * block.level} {escape(block.title)}\n\n" + "\n".join(map(_item, block.lines))
+        case Failures():
+            yield f"{'#' * block.level} failures\n\n{_overview(block.problems)}"
+            yield from ("\n\n".join(_problem(problem)) for problem in block.problems)
+        case Sentence():
+            yield f"**{escape(block.text)}**"
 
 
 def _table(table: Table) -> Iterator[str]:

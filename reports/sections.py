@@ -1,68 +1,33 @@
-"""The text around the table: what the run was, how to read it, how far to trust it, and what went wrong."""
+"""The text that a whole run shares: what it was, how to read its tables, the machine, the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
-from harness.records import CONTROL, Case, Failure, OutputDrift, Run
-from harness.summary import CaseSummary, RunSummary
-from reports.formatting import (
-    clean,
-    clean_lines,
-    duration,
-    percent,
-    ratio,
-    scientific,
-    shorten,
-    significant,
-    size,
-    word,
-)
-from reports.table import NAME_CHARACTERS, OF_STATUS, Emphasis
-from reports.values import worst
+from harness.records import Run
+from harness.summary import RunSummary, WorkloadSummary
+from reports import details
+from reports.blocks import Line
+from reports.formatting import clean, counted, duration, listed, shorten, significant, size
+from reports.table import NAME_CHARACTERS
 
-LOG_LINES = 8
-REASON_CHARACTERS = 600
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One statement, with the name of what it is about."""
-
-    label: str = ""
-    text: str
-    emphasis: Emphasis = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """Statements that belong together."""
-
-    title: str
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A case, or a whole run, that went wrong and how to see it again."""
-
-    subject: str
-    status: str
-    stage: str
-    reason: str
-    emphasis: Emphasis = "bad"
-    hint: str = ""
-    log: str = ""
-    log_tail: tuple[str, ...] = ()
-    reproduce: str = ""
+NAMED = 3
+"""Models that the title names; of more it gives the number."""
+MENTIONED = 6
+"""Workloads that a banner names; of more it gives the number."""
 
 
 def title(summary: RunSummary) -> str:
     """Return what was compared, on what, under which settings."""
-    settings = summary.run.settings
-    threads = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
-    return clean(f"{settings.model} on {settings.device}: {settings.precision}, batch {settings.batch}, {threads}")
+    run, settings = summary.run, summary.run.settings
+    if len(summary.workloads) == 1:
+        return details.heading(summary.workloads[0], summary)
+    models = list(dict.fromkeys(one.workload.model.label for one in summary.workloads)) or list(settings.models)
+    named = listed(models) if 0 < len(models) <= NAMED else f"{len(models)} models"
+    what = f"suite {settings.suite}" if settings.suite else named
+    count = counted(len(run.workloads), "workload", "workloads")
+    threads = counted(settings.threads, "thread", "threads")
+    return clean(f"{what} on {settings.device}: {count}, {settings.precision}, {threads}")
 
 
 def banners(summary: RunSummary) -> Iterator[Line]:
@@ -77,25 +42,21 @@ def banners(summary: RunSummary) -> Iterator[Line]:
             text="a quick run takes few samples: good for seeing that things work, not for choosing a backend",
             emphasis="bad",
         )
-    if run.model and not run.model.deterministic:
-        yield Line(
-            label="NOT DETERMINISTIC",
-            text="the reference gave different outputs when run twice; drift below includes its own difference",
-            emphasis="bad",
-        )
-    if summary.suspicious:
-        yield Line(
-            label="SUSPICIOUS",
-            text="two identical workers of the baseline differ; repeat on a quieter machine before believing this",
-            emphasis="bad",
-        )
+    if len(summary.workloads) == 1:
+        yield from details.banners(summary.workloads[0])
+        return
+    yield from _of_some(summary, "NOT DETERMINISTIC", _wavers, "the reference gave different outputs when run twice")
+    yield from _of_some(summary, "SUSPICIOUS", _doubted, "two identical workers of the baseline differ")
+    yield from _of_some(summary, "WITHOUT A RESULT", _failed, "see its failures below")
 
 
 def legend(summary: RunSummary) -> Iterator[str]:
-    """Yield how to read the columns."""
-    if not any(row.compute for row in summary.rows):
+    """Yield how to read the columns of a table of cases."""
+    measured = [one for one in summary.workloads if any(row.compute for row in one.rows)]
+    if not measured:
         return
-    baseline = shorten(clean(summary.baseline or "the baseline"), NAME_CHARACTERS)
+    baselines = {one.baseline for one in measured}
+    baseline = shorten(clean((len(baselines) == 1 and baselines.pop()) or "the baseline"), NAME_CHARACTERS)
     yield (
         f"vs {baseline} = time over {baseline}'s time, below 1 is faster; [low, high] is its 99 % interval. FASTER and "
         "SLOWER need the interval clear of 1 and at least 1 % of effect, SAME needs it within 1 %, else UNDECIDED; "
@@ -108,8 +69,8 @@ def legend(summary: RunSummary) -> Iterator[str]:
     yield (
         "compile is the whole way from the exported model to a session that can run, cold unless a note says "
         "otherwise; warm load is the same from the saved engine in a fresh process. engine = all that the backend "
-        "saved, with the weights or without. Drift is of the output farthest from the reference. A dash = not "
-        "measured, or too few samples for that percentile."
+        f"saved, with the weights or without. {_distances(measured)} A dash = not measured, or too few samples for "
+        "that percentile."
     )
 
 
@@ -118,119 +79,23 @@ def closing(summary: RunSummary) -> str:
     return clean(summary.closing)
 
 
-def sections(summary: RunSummary) -> Iterator[Section]:
-    """Yield the sections under the table; some may be empty."""
-    run = summary.run
-    cases = [row.case for row in summary.rows]
-    yield Section(title="measurement", lines=tuple(_measurement(summary)))
-    yield Section(title="reference", lines=tuple(_reference(run)))
-    yield Section(title="environment", lines=tuple(_environment(run)))
-    yield Section(title="machine advice", lines=tuple(Line(text=clean(text)) for text in run.environment.advice))
-    yield Section(title="stages", lines=tuple(_stages(case) for case in cases if case.stages))
-    yield Section(title="drift", lines=tuple(_drift(row.case, far) for row in summary.rows if (far := worst(row))))
-    yield Section(title="facts", lines=tuple(line for case in cases for line in _facts(case, run)))
-    yield Section(title="notes", lines=tuple(_notes(summary)))
+def settings(summary: RunSummary) -> Iterator[Line]:
+    """Yield how all workloads were measured, and how long that took."""
+    run, asked = summary.run, summary.run.settings
+    parts = [f"threads {asked.threads}"]
+    if len(summary.workloads) == 1:
+        parts.append(f"batch {summary.workloads[0].workload.batch}")
+        if info := summary.workloads[0].workload.info:
+            parts.append(counted(info.input_sets, "input set", "input sets"))
+    yield Line(label="settings", text=clean(", ".join([*parts, "boundary compute"])))
+    measuring = sum(one.workload.measure_s for one in summary.workloads)
+    yield Line(label="took", text=f"{duration(run.wall_s)}, of which measuring {duration(measuring)}")
 
 
-def problems(summary: RunSummary) -> Iterator[Problem]:
-    """Yield every failure: of the run, of its cases, and of single launches of a case."""
-    run = summary.run
-    if run.failure:
-        yield _problem("the whole run", "failed", run.failure, run.command)
-    for row in summary.rows:
-        case = row.case
-        if case.failure or case.status not in ("ok", "compiled"):
-            yield _problem(case.id, case.status, case.failure or _unexplained(row), case.reproduce)
-    commands = {row.case.id: row.case.reproduce for row in summary.rows}
-    known = [row.case.failure for row in summary.rows]
-    for launch in run.launches:
-        for sitting in launch.sittings:
-            if sitting.failure and sitting.failure not in known:
-                reproduce = commands.get(sitting.case.removesuffix(CONTROL), "")
-                yield _problem(sitting.case, f"failed in launch {launch.index + 1}", sitting.failure, reproduce)
-
-
-def _problem(subject: str, status: str, failure: Failure, reproduce: str) -> Problem:
-    return Problem(
-        subject=clean(subject),
-        status=clean(status),
-        stage=clean(failure.stage),
-        reason=shorten(clean(failure.message), REASON_CHARACTERS),
-        emphasis=OF_STATUS.get(status, "bad"),
-        hint=clean(failure.hint or ""),
-        log=clean(failure.log or ""),
-        log_tail=tuple(clean_lines(failure.log_tail, last=LOG_LINES)),
-        reproduce=clean(reproduce),
-    )
-
-
-def _unexplained(row: CaseSummary) -> Failure:
-    drift = worst(row)
-    if row.case.status == "drifted" and drift:
-        return Failure(stage="judge", message=f"{drift.output}, input set {drift.input_set}: {drift.reason}")
-    return Failure(stage="-", message="no reason was recorded")
-
-
-def _measurement(summary: RunSummary) -> Iterator[Line]:
-    run, settings = summary.run, summary.run.settings
-    if summary.noise_floor is not None:
-        text = f"{percent(summary.noise_floor)}: the smallest difference that this run could have called"
-        yield Line(label="noise floor", text=text)
-    if summary.control:
-        found = f"{clean(summary.baseline or 'baseline')} against itself {ratio(summary.control.ratio)}"
-        found += " (noisy)" if summary.control.noisy else ""
-        judged = "SUSPICIOUS, identical workers differ" if summary.suspicious else "no difference, as it should be"
-        yield Line(label="A/A control", text=f"{found}: {judged}", emphasis="bad" if summary.suspicious else "")
-    yield Line(label="sampling", text=_sampling(summary))
-    sets = f", {_count(run.model.input_sets, 'input set', 'input sets')}" if run.model else ""
-    yield Line(label="settings", text=f"threads {settings.threads}, batch {settings.batch}{sets}, boundary compute")
-    yield Line(label="took", text=f"{duration(run.wall_s)}, of which measuring {duration(run.measure_s)}")
-
-
-def _sampling(summary: RunSummary) -> str:
-    run = summary.run
-    if not any(row.compute for row in summary.rows):
-        return "nothing was measured"
-    launches: dict[int, set[int]] = {}
-    for launch in run.launches:
-        rounds = {window.round for sitting in launch.sittings for window in sitting.windows}
-        launches.setdefault(launch.index, set()).update(rounds)
-    taken = _span([len(rounds) for rounds in launches.values()])
-    samples = _span([row.compute.samples for row in summary.rows if row.compute])
-    cut = len({launch.index for launch in run.launches if not launch.complete})
-    times = f"{_count(len(launches), 'launch', 'launches')}{f' ({cut} cut short)' if cut else ''} x {taken} rounds"
-    return f"{times}, slices of {duration(run.settings.slice_s)}, {samples} samples a case"
-
-
-def _reference(run: Run) -> Iterator[Line]:
-    model = run.model
-    if model is None:
-        return
-    exported = "from cache" if model.export_cached else f"in {duration(model.export_s)}"
-    yield Line(
-        label="model",
-        text=clean(
-            f"{model.name}, {significant(model.parameters / 1e6)} M parameters, {', '.join(model.inputs)}; "
-            f"exported {exported}, opset {model.opset}, artifact {model.artifact[:12]}"
-        ),
-    )
-    if model.weights == "seeded":
-        text = f"seeded (seed {model.seed}), not trained: drift is numerical agreement with eager, not accuracy"
-    else:
-        text = f"{clean(model.weights)}: drift is distance from eager; accuracy needs labels"
-    yield Line(label="weights", text=text)
-    same = "bit-identical" if model.deterministic else "NOT identical"
-    golden = "a float64 run is the golden value" if model.golden else "no float64 run, so float32 is the golden value"
-    yield Line(
-        label="determinism",
-        text=f"eager run twice: {same}; {golden}",
-        emphasis="" if model.deterministic else "bad",
-    )
-
-
-def _environment(run: Run) -> Iterator[Line]:
+def environment(run: Run) -> Iterator[Line]:
+    """Yield the machine and its software."""
     machine = run.environment
-    cores = f"{_count(machine.cores, 'core', 'cores')}, {machine.logical_cores} logical"
+    cores = f"{counted(machine.cores, 'core', 'cores')}, {machine.logical_cores} logical"
     yield Line(label="cpu", text=clean(f"{machine.cpu}, {cores}, governor {machine.governor or 'unknown'}"))
     load = significant(machine.load_average, 2)
     yield Line(label="memory", text=f"{size(machine.memory_bytes)}, load average {load}")
@@ -246,76 +111,41 @@ def _environment(run: Run) -> Iterator[Line]:
     yield Line(label="command", text=clean(run.command))
 
 
-def _stages(case: Case) -> Line:
-    times = {name: duration(seconds) for name, seconds in case.stages.items()}
-    parts = [f"{name} {times.pop(name)}" for name in ("load", "tune", "build") if name in times]
-    made = [f"{name.replace('_', ' ')} {times.pop(name)}" for name in ("import",) if name in times]
-    if "compile" in times:
-        made.append(f"compile {times.pop('compile')}" + (f" ({', '.join(parts)})" if parts else ""))
-    fresh = [f"{name[5:].replace('_', ' ')} {times.pop(name)}" for name in list(times) if name.startswith("warm_")]
-    made += [f"{name.replace('_', ' ')} {text}" for name, text in times.items()]
-    text = ", ".join(made) + (f"; in a fresh process: {', '.join(fresh)}" if fresh else "")
-    if case.peak_compile_bytes:
-        text += f"; peak while compiling {size(case.peak_compile_bytes)}"
-    return Line(label=clean(case.id), text=clean(text))
+def advice(run: Run) -> Iterator[Line]:
+    """Yield what makes numbers noisy on this machine."""
+    return (Line(text=clean(text)) for text in run.environment.advice)
 
 
-def _facts(case: Case, run: Run) -> Iterator[Line]:
-    facts = [f"{name.replace('_', ' ')} {word(value)}" for name, value in case.facts.items()]
-    if case.threads != run.settings.threads:
-        facts.append(f"threads {case.threads}")
-    if facts:
-        yield Line(label=clean(case.id), text=clean(", ".join(facts)))
+def notes(run: Run) -> Iterator[Line]:
+    """Yield what is worth knowing about the whole run."""
+    return (Line(text=clean(note)) for note in run.notes)
 
 
-def _drift(case: Case, drift: OutputDrift) -> Line:
-    passed = sum(one.passed for one in case.drift)
-    parts = [f"{passed} of {len(case.drift)} outputs pass", f"worst {drift.output} of input set {drift.input_set}"]
-    numbers: dict[str, float | None] = {
-        "max abs": drift.max_abs,
-        "RMSE": drift.rmse,
-        "to golden": drift.rmse_golden,
-        "limit": drift.rmse_limit,
-    }
-    parts += [f"{name} {scientific(value)}" for name, value in numbers.items() if value is not None]
-    if drift.nan_count or drift.inf_count:
-        parts.append(f"{drift.nan_count} NaN, {drift.inf_count} Inf of {drift.elements}")
-    agreement = [one.top1_agreement for one in case.drift if one.top1_agreement is not None]
-    if agreement:
-        parts.append(f"top-1 agreement at least {percent(min(agreement))}")
-    emphasis: Emphasis = "" if passed == len(case.drift) else "bad"
-    return Line(label=clean(case.id), text=clean(", ".join(parts)), emphasis=emphasis)
+def _of_some(summary: RunSummary, label: str, applies: Callable[[WorkloadSummary], bool], what: str) -> Iterator[Line]:
+    keys = [clean(one.workload.key) for one in summary.workloads if applies(one)]
+    if keys:
+        yield Line(label=label, text=f"{listed(keys, most=MENTIONED)}: {what}", emphasis="bad")
 
 
-def _notes(summary: RunSummary) -> Iterator[Line]:
-    for note in summary.run.notes:
-        yield Line(text=clean(note))
-    for row in summary.rows:
-        for note in row.case.notes:
-            yield Line(label=clean(row.case.id), text=clean(note))
-        if row.marked_windows:
-            yield Line(label=clean(row.case.id), text=_disturbed(row, summary.run))
+def _wavers(workload: WorkloadSummary) -> bool:
+    return workload.workload.info is not None and not workload.workload.info.deterministic
 
 
-def _disturbed(row: CaseSummary, run: Run) -> str:
-    marks = {
-        mark
-        for launch in run.launches
-        for sitting in launch.sittings
-        if sitting.case.removesuffix(CONTROL) == row.case.id
-        for window in sitting.windows
-        for mark in window.marks
-    }
-    why = f" ({', '.join(sorted(clean(mark) for mark in marks))})" if marks else ""
-    return f"{row.marked_windows} of {row.windows} windows were disturbed{why}"
+def _doubted(workload: WorkloadSummary) -> bool:
+    return workload.suspicious
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _failed(workload: WorkloadSummary) -> bool:
+    return not any(row.compute for row in workload.rows)
 
 
-def _span(numbers: list[int]) -> str:
-    if not numbers:
-        return "0"
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}-{high}"
+def _distances(measured: list[WorkloadSummary]) -> str:
+    said = []
+    if any(one.seeded for one in measured):
+        said.append(
+            "Agreement is the distance from the reference of the output farthest from it; with seeded weights it shows "
+            "whether the arithmetic is right, not what accuracy a trained model would lose."
+        )
+    if not all(one.seeded for one in measured):
+        said.append("Drift is of the output farthest from the reference.")
+    return " ".join(said)

@@ -1,4 +1,4 @@
-"""The table without a format: columns with units, rows of typed cells. Every format shows this one.
+"""Tables without a format: columns with units, rows of typed cells. Every format shows these.
 
 Text in cells is one line and free of control characters; what a format itself gives a meaning to, such as a
 pipe in Markdown, is the format's to escape.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.api import Scalar
-from harness.summary import CaseSummary, RunSummary
+from harness.summary import CaseSummary, Comparison, RunSummary, WorkloadSummary
 from reports.formatting import (
     MISSING,
     SECONDS,
@@ -32,6 +32,20 @@ Emphasis = Literal["", "good", "bad", "muted"]
 OF_STATUS: dict[str, Emphasis] = {"ok": "good", "compiled": "muted", "unavailable": "muted", "unsupported": "muted"}
 OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
+SPEED = ("p50_ns", "p95_ns", "p99_ns", "host_to_host_p50_ns", "throughput_per_s", "ratio", "verdict", "status")
+COST = (
+    "version",
+    "provider",
+    "precision",
+    "compile_s",
+    "warm_load_s",
+    "first_run_s",
+    "engine_bytes",
+    "peak_bytes",
+    "drift_relative_l2",
+    "drift_cosine",
+    "drift_passed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column; `key` names its value in `reports.values`."""
+    """A column; in a table of cases `key` names its value in `reports.values`."""
 
     key: str
     title: str
@@ -55,10 +69,12 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns and rows; every row has one cell a column."""
+    """Columns and rows; every row has one cell a column, and the first column names it."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    themes: tuple[tuple[str, ...], ...]
+    """Keys of all columns but the first, by what belongs together where the table must be split."""
 
     def select(self, keys: Sequence[str]) -> Table:
         """Return the table with only these columns, in this order."""
@@ -67,16 +83,19 @@ class Table:
         return Table(
             columns=tuple(self.columns[index] for index in chosen),
             rows=tuple(tuple(row[index] for index in chosen) for row in self.rows),
+            themes=(tuple(keys[1:]),),
         )
 
 
 Drawn = tuple[Column, list[Cell]]
 
 
-def draw_table(summary: RunSummary) -> Table:
+def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
     """Return one row a case, one column a quantity; latencies in the unit that suits them, compilations in seconds."""
-    flats = [values(row, summary) for row in summary.rows]
+    flats = [values(row, workload, summary) for row in workload.rows]
     latency = time_unit(_seconds(flats, "p50_ns"))
+    distance = distance_word(workload)
+    rows = workload.rows
     drawn = [
         _text("case", "backend", flats),
         _text("version", "version", flats),
@@ -90,19 +109,43 @@ def draw_table(summary: RunSummary) -> Table:
         _time("p99_ns", "p99", flats, unit=latency, digits=4),
         _time("host_to_host_p50_ns", "host-to-host", flats, unit=latency, digits=4, of="p50 "),
         _number("throughput_per_s", "throughput", "items/s", flats, digits=4),
-        _ratios(summary),
-        _drawn("verdict", "verdict", "", "left", summary, _verdict),
-        _drawn("drift_relative_l2", "drift", "rel. L2", "right", summary, _relative_l2),
-        _drawn("drift_cosine", "drift", "cosine", "right", summary, _cosine),
-        _drawn("drift_passed", "drift", "check", "left", summary, _passed),
+        _drawn("ratio", against_word(workload.baseline), "time ratio [99 %]", "right", rows, _ratio),
+        _drawn("verdict", "verdict", "", "left", rows, _verdict),
+        _drawn("drift_relative_l2", distance, "rel. L2", "right", rows, _relative_l2),
+        _drawn("drift_cosine", distance, "cosine", "right", rows, _cosine),
+        _drawn("drift_passed", distance, "check", "left", rows, _passed),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
-        _drawn("status", "status", "", "left", summary, _status),
+        _drawn("status", "status", "", "left", rows, _status),
     ]
+    return assembled(drawn, themes=(SPEED, COST))
+
+
+def assembled(drawn: Sequence[Drawn], themes: tuple[tuple[str, ...], ...] | None = None) -> Table:
+    """Return a table from its columns; without themes all columns belong together."""
+    heads = tuple(column for column, _ in drawn)
     return Table(
-        columns=tuple(column for column, _ in drawn),
-        rows=tuple(tuple(cells[index] for _, cells in drawn) for index in range(len(flats))),
+        columns=heads,
+        rows=tuple(zip(*(cells for _, cells in drawn), strict=True)),
+        themes=themes or (tuple(column.key for column in heads[1:]),),
     )
+
+
+def distance_word(workload: WorkloadSummary) -> str:
+    """Return what the distance from the reference is called: with random weights it is no drift of any accuracy."""
+    return "agreement" if workload.seeded else "drift"
+
+
+def against_word(baseline: str | None) -> str:
+    """Return the title of a column of ratios to the baseline."""
+    return f"vs {shorten(clean(baseline or 'baseline'), NAME_CHARACTERS)}"
+
+
+def judgement(comparison: Comparison | None, *, sound: bool) -> Emphasis:
+    """Return the colour of a comparison; being fast is no merit of an engine whose outputs are wrong."""
+    if comparison is None or not sound:
+        return "muted"
+    return OF_VERDICT.get(comparison.verdict, "")
 
 
 def _text(key: str, title: str, flats: Sequence[Values]) -> Drawn:
@@ -138,15 +181,10 @@ def _drawn(
     title: str,
     unit: str,
     align: Literal["left", "right"],
-    summary: RunSummary,
+    rows: Sequence[CaseSummary],
     show: Callable[[CaseSummary], Cell],
 ) -> Drawn:
-    return Column(key=key, title=title, unit=unit, align=align), [show(row) for row in summary.rows]
-
-
-def _ratios(summary: RunSummary) -> Drawn:
-    title = f"vs {shorten(clean(summary.baseline or 'baseline'), NAME_CHARACTERS)}"
-    return _drawn("ratio", title, "time ratio [99 %]", "right", summary, _ratio)
+    return Column(key=key, title=title, unit=unit, align=align), [show(row) for row in rows]
 
 
 def _ratio(row: CaseSummary) -> Cell:
@@ -164,10 +202,7 @@ def _verdict(row: CaseSummary) -> Cell:
 
 
 def _judgement(row: CaseSummary) -> Emphasis:
-    # Being fast is no merit of an engine whose outputs are wrong.
-    if row.comparison is None or row.case.status != "ok":
-        return "muted"
-    return OF_VERDICT.get(row.comparison.verdict, "")
+    return judgement(row.comparison, sound=row.case.status == "ok")
 
 
 def _relative_l2(row: CaseSummary) -> Cell:

@@ -6,32 +6,19 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import click
-from tabulate import SEPARATING_LINE, tabulate
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.formatting import shorten
+from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
+from reports.formatting import columns, shorten
 from reports.page import draw
-from reports.sections import Line, Problem, Section
+from reports.plot import draw_plot
 from reports.table import Cell, Column, Emphasis, Table
 
-NAME = "case"
-SPEED = ("p50_ns", "p95_ns", "p99_ns", "host_to_host_p50_ns", "throughput_per_s", "ratio", "verdict", "status")
-COST = (
-    "version",
-    "provider",
-    "precision",
-    "compile_s",
-    "warm_load_s",
-    "first_run_s",
-    "engine_bytes",
-    "peak_bytes",
-    "drift_relative_l2",
-    "drift_cosine",
-    "drift_passed",
-)
+GAP = "  "
 PROVIDER_CHARACTERS = 32
 _GLUE = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:s|ms|µs|MB|GB|%)(?:[ ,;:)]|$))")
@@ -52,20 +39,13 @@ class Terminal(Report):
         """
         page = draw(run)
         paint = Paint(color)
-        blocks = [paint.bold(page.title)]
-        if page.banners:
-            blocks.append("\n".join(_statements(page.banners, paint, width)))
-        if page.table.rows:
-            blocks += [_grid(part, paint) for part in split(page.table, width)]
-        if page.legend:
-            blocks.append("\n".join(paint(_wrap(text, width), "muted") for text in page.legend))
-        blocks += [_section(section, paint, width) for section in page.sections]
-        if page.problems:
-            shown = "\n".join(line for problem in page.problems for line in _problem(problem, paint, width))
-            blocks.append(f"{paint.bold('failures')}\n{shown}")
+        shown = [
+            paint.bold(_wrap(page.title, width)),
+            *chain.from_iterable(_block(block, paint, width) for block in page.blocks),
+        ]
         if page.closing:
-            blocks.append(paint.bold(_wrap(page.closing, width)))
-        return "\n\n".join(blocks) + "\n"
+            shown.append(paint.bold(_wrap(page.closing, width)))
+        return "\n\n".join(shown) + "\n"
 
 
 @dataclass(frozen=True)
@@ -86,21 +66,44 @@ class Paint:
 
 
 def split(table: Table, width: int | None) -> list[Table]:
-    """Return the table in parts that each fit `width`, all of them led by the case's name.
+    """Return the table in parts that each fit `width`, all of them led by the first column.
 
-    First by theme, speed and cost; a theme that is still too wide is cut into as few parts of about equal
-    length as fit. What is too wide with a single column beside the name stays so.
+    First by theme, such as speed and cost; a theme that is still too wide is cut into as few parts of about equal
+    length as fit. What is too wide with a single column beside the first stays so.
     """
     if width is None or _width(table) <= width:
         return [table]
     parts: list[Table] = []
-    for theme in (SPEED, COST):
+    for theme in table.themes:
         for length in range(len(theme), 0, -1):
-            cut = [table.select([NAME, *keys]) for keys in _even(theme, length)]
+            cut = [table.select([table.columns[0].key, *keys]) for keys in _even(theme, length)]
             if max(map(_width, cut)) <= width:
                 break
         parts += cut
     return parts
+
+
+def _block(block: Block, paint: Paint, width: int | None) -> Iterator[str]:
+    match block:
+        case Heading():
+            rule = "=" * min(columns(block.text), width or columns(block.text))
+            yield f"{paint.bold(_wrap(block.text, width))}\n{rule}"
+        case Banners():
+            yield "\n".join(_statements(block.lines, paint, width))
+        case Table():
+            yield from (_grid(part, paint) for part in split(block, width))
+        case Legend():
+            yield "\n".join(paint(_wrap(text, width), "muted") for text in block.texts)
+        case Plot():
+            if lines := draw_plot(block, width):
+                yield "\n".join(lines)
+        case Section():
+            yield "\n".join([paint.bold(block.title), *_statements(block.lines, paint, width)])
+        case Failures():
+            lines = [line for problem in block.problems for line in _problem(problem, paint, width)]
+            yield "\n".join([paint.bold("failures"), *lines])
+        case Sentence():
+            yield paint.bold(_wrap(block.text, width))
 
 
 def _even(keys: Sequence[str], longest: int) -> list[Sequence[str]]:
@@ -110,38 +113,48 @@ def _even(keys: Sequence[str], longest: int) -> list[Sequence[str]]:
 
 
 def _width(table: Table) -> int:
-    return max(len(line) for line in _grid(table, Paint(False)).split("\n"))
+    return sum(_widths(table)) + len(GAP) * (len(table.columns) - 1)
+
+
+def _widths(table: Table) -> list[int]:
+    return [
+        max(columns(text) for text in (column.title, column.unit, *(_shown(row[index], column) for row in table.rows)))
+        for index, column in enumerate(table.columns)
+    ]
 
 
 def _grid(table: Table, paint: Paint) -> str:
+    # Not by tabulate, which takes a wide character for one column unless a further package is installed.
+    widths = _widths(table)
+
+    def line(cells: Sequence[tuple[str, Emphasis]]) -> str:
+        parts = []
+        for (text, emphasis), width, column in zip(cells, widths, table.columns, strict=True):
+            padding = " " * (width - columns(text))
+            painted = paint(text, emphasis)
+            parts.append(padding + painted if column.align == "right" else painted + padding)
+        return GAP.join(parts).rstrip()
+
+    heads: list[list[tuple[str, Emphasis]]] = [[(column.title, "") for column in table.columns]]
+    if any(column.unit for column in table.columns):
+        heads.append([(column.unit, "") for column in table.columns])
     rows = [
-        [paint(_shown(cell, column), cell.emphasis) for cell, column in zip(row, table.columns, strict=True)]
+        [(_shown(cell, column), cell.emphasis) for cell, column in zip(row, table.columns, strict=True)]
         for row in table.rows
     ]
-    heads = [[column.title for column in table.columns], [column.unit for column in table.columns]]
-    # As rows, because tabulate pads real headers by two characters a column. What it draws above and below goes.
-    text = tabulate(
-        [*heads, SEPARATING_LINE, *rows],
-        tablefmt="simple",
-        colalign=[column.align for column in table.columns],
-        disable_numparse=True,
-    )
-    return "\n".join(line.rstrip() for line in text.split("\n")[1:-1])
+    return "\n".join([*map(line, heads), GAP.join("-" * width for width in widths), *map(line, rows)])
 
 
 def _shown(cell: Cell, column: Column) -> str:
     return shorten(cell.text, PROVIDER_CHARACTERS) if column.key == "provider" else cell.text
 
 
-def _section(section: Section, paint: Paint, width: int | None) -> str:
-    return "\n".join([paint.bold(section.title), *_statements(section.lines, paint, width)])
-
-
 def _statements(lines: Sequence[Line], paint: Paint, width: int | None) -> Iterator[str]:
     # A few long names must not push every text to the right edge.
-    margin = min(max(len(line.label) for line in lines), 24)
+    margin = min(max(columns(line.label) for line in lines), 24)
     for line in lines:
-        first, rest = (f"  {line.label:<{margin}}  ", " " * (margin + 4)) if margin else ("  ", "  ")
+        label = line.label + " " * (margin - columns(line.label))
+        first, rest = (f"  {label}  ", " " * (margin + 4)) if margin else ("  ", "  ")
         yield paint(_wrap(line.text, width, first=first, rest=rest), line.emphasis)
 
 

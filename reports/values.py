@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.api import Scalar
+from harness.modelspec import BATCH
 from harness.records import OutputDrift
-from harness.summary import CaseSummary, Estimate, Latency, RunSummary
+from harness.summary import CaseSummary, Estimate, Latency, RunSummary, WorkloadSummary
 from reports.formatting import clean
 
 Values = Mapping[str, Scalar]
@@ -26,24 +27,28 @@ STAGES = (
 )
 
 
-def values(row: CaseSummary, summary: RunSummary) -> dict[str, Scalar]:
+def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[str, Scalar]:
     """Return all that is known about a case as scalars, in the order in which a file shows them.
 
-    Names end in their unit: `_s`, `_ns`, `_bytes`, `_per_s`. Ratios are time over the baseline's time.
+    Names end in their unit: `_s`, `_ns`, `_bytes`, `_per_s`. Ratios are time over the time of the workload's baseline.
     Every row has the same keys. Text is one line without control characters.
     """
-    case = row.case
+    case, workload = row.case, of.workload
     flat: dict[str, Scalar] = {
         "run": summary.run.id,
         "created": summary.run.created,
-        "model": summary.run.settings.model,
+        "workload": workload.key,
+        "model": workload.model.text,
+        "weights": workload.info.weights if workload.info else None,
+        "weights_sha256": workload.info.weights_sha256 if workload.info else None,
         "case": case.id,
         "backend": case.backend,
         "version": case.version,
         "provider": case.provider,
         "device": case.device,
         "precision": case.precision,
-        "batch": case.batch,
+        "batch": workload.batch,
+        "dims": ",".join(f"{name}={size}" for name, size in workload.dims.items() if name != BATCH) or None,
         "threads": case.threads,
         "status": case.status,
         "is_baseline": row.is_baseline,
@@ -55,7 +60,8 @@ def values(row: CaseSummary, summary: RunSummary) -> dict[str, Scalar]:
     flat["host_to_host_samples"] = row.host_to_host.samples if row.host_to_host else None
     flat |= _latency("host_to_host_", row.host_to_host)
     flat["throughput_per_s"] = row.throughput
-    flat["baseline"] = summary.baseline
+    flat["gflop_per_s"] = row.gflop_per_s
+    flat["baseline"] = of.baseline
     flat |= _comparison(row)
     flat |= _drift(row)
     flat |= {

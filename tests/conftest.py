@@ -13,6 +13,7 @@ import pytest
 from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
+from harness.modelspec import ModelSpec
 from tests.support import PLUGINS, RUN_CLI, Cli
 
 
@@ -41,7 +42,8 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 @pytest.fixture(scope="session")
 def tiny(launcher: Launcher) -> Artifact:
     """Export the tiny model for real, once for all tests."""
-    return ensure_artifact(Recipe(model="tiny"), launcher, on_progress=lambda _: None)[0]
+    recipe = Recipe(model=ModelSpec(name="tiny"), dims={"batch": 1})
+    return ensure_artifact(recipe, launcher, on_progress=lambda _: None)[0]
 
 
 @pytest.fixture

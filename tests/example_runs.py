@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any  # keyword overrides of records, checked by msgspec's constructors
 
+from harness.modelspec import ModelSpec
 from harness.records import (
     CONTROL,
     Case,
@@ -19,8 +20,9 @@ from harness.records import (
     Settings,
     Sitting,
     Window,
+    Workload,
 )
-from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, Verdict
+from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, Verdict, WorkloadSummary
 
 MS = 1_000_000
 NASTY = "a|b\n\x1b[31mred\x1b[0m\x07 <script>alert('x')</script> `code` **bold** ünïcödé 猫 \u202eevil\r\n\ttab"
@@ -122,12 +124,11 @@ def full() -> RunSummary:
             )
         ),
     ]
-    return RunSummary(
-        run=run(rows, launches=launches(["onnxruntime", "tvm:trials=64", "eager", "torch-compile"], 5, 10)),
-        rows=rows,
+    return single(
+        rows,
+        launches=launches(["onnxruntime", "tvm:trials=64", "eager", "torch-compile"], 5, 10),
         baseline="eager",
         control=Comparison(ratio=Estimate(value=1.0021, low=0.9923, high=1.012), verdict="UNDECIDED", noisy=False),
-        suspicious=False,
         noise_floor=0.0134,
         closing="onnxruntime ran resnet50 2.32x as fast as eager [2.29, 2.35] and is the fastest whose outputs agree.",
     )
@@ -143,9 +144,12 @@ def quick() -> RunSummary:
             launches=1,
         )
     ]
-    return RunSummary(
-        run=run(rows, launches=launches(["eager"], 1, 2), state="finished", quick=True, model="tiny", advice=[]),
-        rows=rows,
+    return single(
+        rows,
+        launches=launches(["eager"], 1, 2),
+        quick=True,
+        model="tiny",
+        advice=[],
         baseline="eager",
         control=Comparison(ratio=Estimate(value=1.0312, low=1.0021, high=1.0612), verdict="SLOWER", noisy=True),
         suspicious=True,
@@ -168,27 +172,22 @@ def nothing() -> RunSummary:
         row(case("tvm", status="crashed", failure=Failure(stage="import", message="ended by SIGSEGV"), drift=[])),
         row(case("eager", status="out_of_memory", drift=[])),
     ]
-    return RunSummary(
-        run=run(rows, launches=[]),
-        rows=rows,
+    return single(
+        rows,
         baseline=None,
-        control=None,
-        suspicious=False,
-        noise_floor=None,
         closing="No backend got a number: 3 of 3 cases failed.",
     )
 
 
 def no_export() -> RunSummary:
-    """Return a run whose model could not be exported, so that it has no cases."""
+    """Return a run whose model could not be exported, so that all of its cases failed at once."""
     failure = Failure(stage="export", message="torch.export cannot trace 'resnet50'", hint="try --opset 18")
-    return RunSummary(
-        run=run([], launches=[], info=None, failure=failure),
-        rows=[],
+    names = ("onnxruntime", "tvm", "eager")
+    return single(
+        [row(case(name, status="export_failed", failure=failure, drift=[])) for name in names],
+        info=None,
+        failure=failure,
         baseline=None,
-        control=None,
-        suspicious=False,
-        noise_floor=None,
         closing="resnet50 could not be exported, so nothing was compared.",
     )
 
@@ -223,13 +222,15 @@ def interrupted() -> RunSummary:
         )
     )
     made[1] = Launch(index=1, wall_s=20.1, sittings=made[1].sittings, complete=False)
-    return RunSummary(
-        run=run(rows, launches=made, state="interrupted", deterministic=False, weights="torchvision IMAGENET1K_V2"),
-        rows=rows,
+    return single(
+        rows,
+        launches=made,
+        state="interrupted",
+        weights="pretrained",
+        info=model_info(
+            weights="microsoft/resnet-50 model.safetensors", weights_sha256="3f1d" * 16, deterministic=False
+        ),
         baseline="eager",
-        control=None,
-        suspicious=False,
-        noise_floor=None,
         closing="The run was interrupted before anything could be compared.",
     )
 
@@ -267,13 +268,15 @@ def nasty() -> RunSummary:
         row(case("tvm", status="drifted", version="=1+1", drift=[bad], stages={"odd": 1.0}), p50=2e6, worst=0),
         row(case("tensorrt", status="crashed", failure=failure, drift=[], reproduce=f"harness {NASTY}")),
     ]
-    return RunSummary(
-        run=run(rows, launches=[], notes=[NASTY], advice=[NASTY], weights=NASTY, command=NASTY),
-        rows=rows,
+    return single(
+        rows,
+        notes=[NASTY],
+        advice=[NASTY],
+        model=f"/models/{NASTY}.onnx",
+        kind="onnx",
+        info=model_info(weights=NASTY, reference=NASTY, inputs=[NASTY]),
+        command=NASTY,
         baseline=f"eager:{NASTY}",
-        control=None,
-        suspicious=False,
-        noise_floor=None,
         closing=NASTY,
     )
 
@@ -376,6 +379,7 @@ def row(
         host_to_host=None if p50 is None else latency(p50 * MS * 1.013, samples=50, tails=False),
         comparison=comparison,
         throughput=None if p50 is None else of.batch * 1000 / p50,
+        gflop_per_s=None if p50 is None else 8.2 * 1000 / p50,
         peak_bytes=None if p50 is None else 612_500_000,
         launches=0 if p50 is None else launches,
         worst_drift=worst if worst is not None else (0 if of.drift else None),
@@ -416,56 +420,124 @@ def launches(names: list[str], count: int, rounds: int) -> list[Launch]:
 UNSET = object()
 
 
-def run(
+def single(rows: list[CaseSummary], **fields: Any) -> RunSummary:
+    """Return the summary of a run of one workload; `fields` are those of `workload` and of `run`."""
+    own = {key: fields.pop(key) for key in WORKLOAD_FIELDS if key in fields}
+    return summary_of([workload(rows, **own)], **fields)
+
+
+def summary_of(workloads: list[WorkloadSummary], *, closing: str | None = None, **fields: Any) -> RunSummary:
+    """Return the summary of a run; `fields` are those of `run`, and what is said of all workloads together."""
+    together = {key: fields.pop(key, []) for key in ("composed", "sweeps", "prices")}
+    return RunSummary(
+        workloads=workloads,
+        suite=fields.pop("suite", None),
+        closing=workloads[0].closing if closing is None else closing,
+        run=run(workloads, **fields),
+        **together,
+    )
+
+
+WORKLOAD_FIELDS = (
+    "baseline",
+    "closing",
+    "control",
+    "dims",
+    "failure",
+    "info",
+    "kind",
+    "launches",
+    "model",
+    "noise_floor",
+    "suspicious",
+    "workload_notes",
+)
+
+
+def workload(
     rows: list[CaseSummary],
     *,
-    launches: list[Launch],
+    model: str = "resnet50",
+    kind: Any = "reference",
+    dims: dict[str, int] | None = None,
+    info: Any = UNSET,
+    launches: list[Launch] | None = None,
+    failure: Failure | None = None,
+    workload_notes: list[str] | None = None,
+    baseline: str | None = "eager",
+    control: Comparison | None = None,
+    suspicious: bool = False,
+    noise_floor: float | None = None,
+    closing: str = "",
+) -> WorkloadSummary:
+    """Return one workload; `info=None` leaves out what an export tells, as when it failed."""
+    sizes = {"batch": 1} | (dims or {})
+    known = model_info() if info is UNSET else info
+    return WorkloadSummary(
+        workload=Workload(
+            key=" ".join(
+                [ModelSpec(kind=kind, name=model).label, *(f"{name}={size}" for name, size in (dims or {}).items())]
+            ),
+            model=ModelSpec(kind=kind, name=model),
+            dims=sizes,
+            batch=sizes["batch"],
+            baseline=baseline or "eager",
+            info=known,
+            cases=[one.case for one in rows],
+            launches=launches or [],
+            measure_s=306.4,
+            notes=workload_notes or [],
+            failure=failure,
+        ),
+        seeded=known is None or known.weights == "seeded",
+        rows=rows,
+        baseline=baseline,
+        control=control,
+        suspicious=suspicious,
+        noise_floor=noise_floor,
+        closing=closing,
+    )
+
+
+def run(
+    workloads: list[WorkloadSummary],
+    *,
     state: Any = "finished",
     quick: bool = False,
-    model: str = "resnet50",
-    info: Any = UNSET,
-    deterministic: bool = True,
-    weights: str = "seeded",
+    weights: str | None = None,
+    suite_name: str | None = None,
     notes: list[str] | None = None,
     advice: list[str] | None = None,
     command: str | None = None,
-    failure: Failure | None = None,
 ) -> Run:
-    """Return a run on an ordinary small machine; `info=None` leaves out the model, as when its export failed."""
+    """Return a run on an ordinary small machine."""
+    models = list(dict.fromkeys(one.workload.model.name for one in workloads))
+    cases = list(dict.fromkeys(row.case.id for one in workloads for row in one.rows))
     return Run(
         id="2026-03-02T10-11-12",
         created="2026-03-02T10:11:12Z",
         harness="0.1.0",
         state=state,
-        command=command or f"harness compare --model {model} --backends all",
-        settings=settings(model, [one.case.id for one in rows], quick=quick),
+        command=command or f"harness compare --model {','.join(models)} --backends all",
+        settings=Settings(
+            models=models,
+            suite=suite_name,
+            cases=cases,
+            weights=weights,
+            seed=0,
+            threads=2,
+            launches=1 if quick else 5,
+            rounds=2 if quick else 10,
+            slice_s=0.1,
+            budget_s=600.0,
+            timeout_s=1800.0,
+            memory_limit_bytes=16_000_000_000,
+            quick=quick,
+        ),
         environment=environment(advice),
-        model=model_info(model, deterministic, weights) if info is UNSET else info,
-        cases=[one.case for one in rows],
-        launches=launches,
+        workloads=[one.workload for one in workloads],
         wall_s=1342.7,
-        measure_s=306.4,
         notes=notes or [],
-        failure=failure,
-    )
-
-
-def settings(model: str, cases: list[str], *, quick: bool) -> Settings:
-    """Return default settings."""
-    return Settings(
-        model=model,
-        cases=cases,
-        baseline="eager",
-        batch=1,
-        seed=0,
-        threads=2,
-        launches=1 if quick else 5,
-        rounds=2 if quick else 10,
-        slice_s=0.1,
-        budget_s=600.0,
-        timeout_s=1800.0,
-        memory_limit_bytes=16_000_000_000,
-        quick=quick,
     )
 
 
@@ -492,22 +564,21 @@ def environment(advice: list[str] | None) -> Environment:
     )
 
 
-def model_info(name: str, deterministic: bool, weights: str) -> ModelInfo:
-    """Return what an export of a classifier leaves behind."""
-    return ModelInfo(
-        name=name,
-        weights=weights,
-        seed=0,
-        batch=1,
-        precision="fp32",
-        parameters=25_557_032,
-        task="classification",
-        artifact="9f2c4e6a8b0d1f3e5a7c",
-        opset=20,
-        inputs=["input float32[1,3,224,224]"],
-        input_sets=4,
-        deterministic=deterministic,
-        golden=True,
-        export_s=4.31,
-        export_cached=False,
-    )
+def model_info(**fields: Any) -> ModelInfo:
+    """Return what an export of a classifier leaves behind; `fields` override it."""
+    ordinary: dict[str, Any] = {
+        "weights": "seeded",
+        "weights_sha256": "c0ffee" * 10 + "beef",
+        "parameters": 25_557_032,
+        "gflop": 8.2,
+        "task": "classification",
+        "artifact": "9f2c4e6a8b0d1f3e5a7c",
+        "opset": 20,
+        "inputs": ["input float32[1,3,224,224]"],
+        "input_sets": 4,
+        "deterministic": True,
+        "golden": True,
+        "export_s": 4.31,
+        "export_cached": False,
+    }
+    return ModelInfo(**(ordinary | fields))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "tests" / "plugins"
@@ -12,3 +14,10 @@ PLUGINS = ROOT / "tests" / "plugins"
 RUN_CLI = ROOT / "tests" / "run_cli.py"
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def rows_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """Return the rows of the first table of a comparison that printed JSON."""
+    assert done.stdout, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["workloads"][0]["rows"]
+    return rows

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.api import Backend
+from harness.api import Backend, InputSpec, ReferenceModel
 from tests.support import ROOT, RUN_CLI
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,9 +104,39 @@ def test_missing_system_packages_are_one_line(lacks: str, says: str, tmp_path: P
     assert not (tmp_path / "venv").exists()
 
 
+def block_with(text: str) -> str:
+    """Return the one block of Python that holds a text."""
+    (found,) = (block for block in blocks("python") if text in block)
+    return found
+
+
+def test_example_model_is_a_model() -> None:
+    scope: dict[str, object] = {"ReferenceModel": ReferenceModel, "InputSpec": InputSpec, "MyModule": object}
+    exec(block_with("ReferenceModel"), scope)
+    kind = scope["Mine"]
+    assert isinstance(kind, type)
+    assert issubclass(kind, ReferenceModel)
+    model = kind()
+    assert model.example_inputs({"batch": 2}, seed=0)["x"].shape == (2, 3, 32, 32)
+    assert isinstance(model.build({"batch": 2}), object)
+
+
+def test_example_factory_keeps_its_contract(tmp_path: Path) -> None:
+    head = (
+        "import torch\n\nclass MyModule(torch.nn.Module):\n    def forward(self, ids):\n        return ids * 2.0\n\n\n"
+    )
+    (tmp_path / "nets.py").write_text(head + block_with("def factory"))
+    words = ["compare", "--model", "nets:factory", "--dim", "length=16", "--backends", "eager,onnxruntime", "--quick"]
+    done = subprocess.run(
+        [sys.executable, str(RUN_CLI), *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ids int64[1, 16]" in done.stdout
+
+
 def test_example_backend_is_a_backend() -> None:
     scope: dict[str, object] = {}
-    exec(blocks("python")[0], scope)
+    exec(block_with("Backend, Capabilities"), scope)
     kind = scope["Mine"]
     assert isinstance(kind, type)
     assert issubclass(kind, Backend)

@@ -18,6 +18,7 @@ from harness import protocol, registry
 from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
+from harness.modelspec import ModelSpec
 
 Results = dict[str, "list[str] | None"]
 MARKERS = ("notimpl", "notyet", "never")
@@ -48,7 +49,9 @@ def usable(backend: str, probed: protocol.Probed) -> str:
 @pytest.fixture(scope="session")
 def tiny2(launcher: Launcher) -> Artifact:
     """Export the tiny model with a batch of two."""
-    return ensure_artifact(Recipe(model="tiny", batch=2), launcher, on_progress=lambda _: None)[0]
+    return ensure_artifact(
+        Recipe(model=ModelSpec(name="tiny"), dims={"batch": 2}), launcher, on_progress=lambda _: None
+    )[0]
 
 
 @pytest.fixture(scope="session")

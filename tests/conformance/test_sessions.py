@@ -109,7 +109,7 @@ def test_backend_is_described(backend: str) -> None:
 
 
 def test_every_option_is_described(backend: str) -> None:
-    from harness.commands import option_rows
+    from harness.listing import option_rows
 
     for name, type_, _, what in option_rows(registry.backend(backend).Options):
         assert type_, name

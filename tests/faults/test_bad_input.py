@@ -18,7 +18,7 @@ from harness.artifact import Artifact
 from harness.cli import main
 from harness.engines import EngineStore
 from harness.store import RUN_FILE
-from tests.support import PLUGINS, RUN_CLI, Cli
+from tests.support import PLUGINS, RUN_CLI, Cli, rows_of
 
 Done = subprocess.CompletedProcess[str]
 Inside = Callable[..., Done]
@@ -338,7 +338,7 @@ def test_name_that_several_runs_answer_to(run_folder: Path, inside: Inside) -> N
 
 def status_of(done: Done) -> dict[str, str]:
     assert done.stdout, done.stderr
-    return {row["id"]: row["status"] for row in json.loads(done.stdout)["rows"]}
+    return {row["id"]: row["status"] for row in rows_of(done)}
 
 
 def test_drift_is_a_failed_gate(finished: tuple[Path, Done]) -> None:
@@ -390,7 +390,7 @@ def test_what_is_asked_for_by_name_must_be_available(nothing_installed: dict[str
     done = cli(*QUICK[:-2], "fake-ok,onnxruntime", "--quick", "--json", environment=nothing_installed)
     assert status_of(done) == {"fake-ok": "ok", "onnxruntime": "unavailable"}
     assert done.returncode == 3
-    failure = next(row for row in json.loads(done.stdout)["rows"] if row["id"] == "onnxruntime")["failure"]
+    failure = next(row for row in rows_of(done) if row["id"] == "onnxruntime")["failure"]
     assert "pip install" in failure["hint"]
 
 

@@ -17,7 +17,7 @@ import pytest
 from harness.artifact import Artifact
 from harness.launcher import MARK
 from tests.fake_names import EXPECTED
-from tests.support import PLUGINS, RUN_CLI, Cli
+from tests.support import PLUGINS, RUN_CLI, Cli, rows_of
 
 
 def survivors() -> list[psutil.Process]:
@@ -56,8 +56,7 @@ def ruined(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[su
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
     """Return the JSON table's rows by case id."""
-    assert done.stdout, done.stderr
-    return {row["id"]: row for row in json.loads(done.stdout)["rows"]}
+    return {row["id"]: row for row in rows_of(done)}
 
 
 def test_every_case_has_a_row(ruined: tuple[subprocess.CompletedProcess[str], Path]) -> None:
@@ -127,7 +126,7 @@ def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
     assert "--resume" in stderr
     assert "Traceback" not in stderr
     table = json.loads(stdout)
-    assert [row["status"] for row in table["rows"]] == ["ok", "ok"]
+    assert [row["status"] for row in table["workloads"][0]["rows"]] == ["ok", "ok"]
     assert not survivors()
     before = json.loads(run_file.read_text())
     assert before["state"] == "interrupted"
@@ -150,11 +149,11 @@ def test_another_baseline_takes_over_when_the_first_cannot_be_loaded(tiny: Artif
     done = cli("compare", "--model", "tiny", "--backends", cases, "--launches", "2", "--budget", "30", "--json")
     assert done.returncode == 3, done.stderr
     table = json.loads(done.stdout)
-    assert table["baseline"] == "fake-ok"
+    assert table["workloads"][0]["baseline"] == "fake-ok"
     found = rows(done)
     assert found["fake-exit-at-load"]["status"] == "crashed"
     assert found["fake-ok:ms=2.0"]["comparison"]["ratio"]["value"] > 1.5
-    assert any("compared with fake-ok instead" in note for note in table["notes"])
+    assert any("compared with fake-ok instead" in note for note in table["workloads"][0]["notes"])
 
 
 def test_a_drifted_case_is_measured_on_and_resumed(tiny: Artifact, tmp_path: Path, cli: Cli) -> None:
@@ -162,7 +161,10 @@ def test_a_drifted_case_is_measured_on_and_resumed(tiny: Artifact, tmp_path: Pat
     assert first.returncode == 1, first.stderr
     again = cli("compare", "--resume", "last", "--launches", "2", "--json")
     assert again.returncode == 1, again.stderr
-    assert {row["id"]: row["launches"] for row in json.loads(again.stdout)["rows"]} == {"fake-ok": 2, "fake-nan": 2}
+    assert {row["id"]: row["launches"] for row in rows_of(again)} == {
+        "fake-ok": 2,
+        "fake-nan": 2,
+    }
 
 
 def _wait_for_launches(out: Path, count: int) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PLUGINS, ROOT, RUN_CLI
+from tests.support import PLUGINS, ROOT, RUN_CLI, rows_of
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "harness"
 FRAMEWORKS = {"torch", "onnx", "onnxruntime", "tvm", "tvm_ffi", "tensorrt", "tensorrt_rtx"}
@@ -71,7 +71,7 @@ def test_comparison_works_beside_rivals(rivals: Path, command: list[str], first:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "rival" not in done.stderr
-    assert [row["status"] for row in json.loads(done.stdout)["rows"]] == ["ok"]
+    assert [row["status"] for row in rows_of(done)] == ["ok"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["models"], ["backends", "fake-ok"], ["doctor"]], ids=" ".join)

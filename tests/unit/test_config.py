@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Cli
+from tests.support import Cli, rows_of
 
 
 def write(folder: Path, text: str, name: str = "harness.toml") -> None:
@@ -19,9 +19,9 @@ def test_file_sets_defaults_and_the_command_line_comes_first(cli: Cli, tmp_path:
     done = cli("compare", "--json", "--backends", "fake-ok", "--seed", "3")
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
-    assert [row["id"] for row in table["rows"]] == ["fake-ok"]
+    assert [row["id"] for row in rows_of(done)] == ["fake-ok"]
     assert table["settings"]["quick"] is True
-    assert table["settings"]["model"] == "tiny"
+    assert table["settings"]["models"] == ["tiny"]
     assert table["settings"]["seed"] == 3
 
 
@@ -40,7 +40,8 @@ def test_another_file_can_be_named(cli: Cli, tmp_path: Path) -> None:
         ("[compere]\nbatch = 1\n", "unknown table 'compere'; did you mean 'compare'?"),
         ("compare = 3\n", "compare must be a table"),
         ("[compare]\nbatchs = 1\n", "unknown key of [compare] 'batchs'; did you mean 'batch'?"),
-        ("[compare]\nbatch = 0\n", "harness.toml: [compare] batch: 0 is not in the range"),
+        ('[compare]\nbatch = "1,4,many"\n', "batch: sizes: 'many' is not a number"),
+        ("[compare]\nbatch = 0\n", "harness.toml: [compare] batch: sizes: '0' is not a number from 1"),
         ('[compare]\nthreads = "many"\n', "harness.toml: [compare] threads: 'many' is not a valid number"),
         ('[compare]\nresume = "last"\n', "unknown key of [compare] 'resume'"),
     ],

@@ -10,19 +10,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from harness import export, protocol
-from harness.artifact import MANIFEST, SCHEMA, Artifact
+from harness.artifact import MANIFEST, SCHEMA, Artifact, sha256
 from harness.errors import ExportError, StoreError
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
+from harness.modelspec import ModelSpec
 from tests.support import RUN_CLI
 
-TINY = Recipe(model="tiny")
+
+def recipe(model: str = "tiny", **changes: Any) -> Recipe:
+    return msgspec.structs.replace(Recipe(model=ModelSpec(name=model), dims={"batch": 1}), **changes)
+
+
+TINY = recipe()
 
 
 def quiet(_: protocol.Progress) -> None:
@@ -73,17 +81,21 @@ def test_second_call_starts_nothing(tiny: Artifact, launcher: Launcher, no_worke
 @pytest.mark.parametrize(
     "other",
     [
-        Recipe(model="resnet50"),
-        Recipe(model="tiny", batch=2),
-        Recipe(model="tiny", seed=1),
-        Recipe(model="tiny", opset=17),
-        Recipe(model="tiny", input_sets=2),
+        recipe("resnet50"),
+        recipe(dims={"batch": 2}),
+        recipe(shapes={"input": [2, 3, 32, 32]}),
+        recipe(dynamic={"batch": (1, 2)}),
+        recipe(weights="pretrained"),
+        recipe(inputs="/inputs.npz"),
+        recipe(seed=1),
+        recipe(opset=17),
+        recipe(input_sets=2),
     ],
-    ids=["model", "batch", "seed", "opset", "input sets"],
+    ids=["model", "dims", "shapes", "dynamic", "weights", "inputs", "seed", "opset", "input sets"],
 )
 def test_key_depends_on_the_recipe(other: Recipe) -> None:
     assert other.key() != TINY.key()
-    assert Recipe(model="tiny").key() == TINY.key()
+    assert recipe().key() == TINY.key()
 
 
 def test_key_depends_on_the_models_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +115,10 @@ def test_key_depends_on_the_exporting_libraries(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_key_is_the_same_in_another_process(tmp_path: Path) -> None:
-    code = "from harness.export import Recipe; print(Recipe(model='tiny').key())"
+    code = (
+        "from harness.export import Recipe; from harness.modelspec import ModelSpec; "
+        "print(Recipe(model=ModelSpec(name='tiny'), dims={'batch': 1}).key())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
         env={**os.environ, "PYTHONPATH": str(RUN_CLI.parent.parent), "PYTHONHASHSEED": "7"}, cwd=tmp_path,
@@ -156,6 +171,31 @@ def test_damaged_entry_is_exported_anew(
     assert sorted(path.name for path in own_cache.parent.iterdir()) == [own_cache.name, f"{own_cache.name}.lock"]
 
 
+def test_a_file_of_the_users_that_changed_is_exported_anew(
+    own_cache: Path, copied_export: list[Path], launcher: Launcher, tmp_path: Path
+) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("one")
+    manifest = json.loads((own_cache / MANIFEST).read_text())
+    manifest["sources"] = {str(file): sha256(file)}
+    (own_cache / MANIFEST).write_text(json.dumps(manifest))
+    said: list[str] = []
+    assert ensure_artifact(TINY, launcher, on_progress=quiet, say=said.append)[1]
+    file.write_text("two")
+    assert not ensure_artifact(TINY, launcher, on_progress=quiet, say=said.append)[1]
+    assert said == [f"{file} has changed since it was exported"]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
+    own_cache: Path, launcher: Launcher, no_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(StoreError) as caught:
+        ensure_artifact(recipe("bert-large"), launcher, on_progress=quiet)
+    assert "takes 2.7 GB" in caught.value.message and "0.0 GB are free" in caught.value.message
+    assert not list(own_cache.parent.glob("bert-large*.part*"))
+
+
 def test_refresh_exports_again(own_cache: Path, copied_export: list[Path], launcher: Launcher) -> None:
     assert ensure_artifact(TINY, launcher, on_progress=quiet)[1]
     assert not copied_export
@@ -206,7 +246,9 @@ def test_two_processes_that_want_the_same_make_one(tmp_path: Path) -> None:
 
 def test_artifact_holds_what_backends_need(tiny: Artifact) -> None:
     manifest = tiny.manifest
-    assert (manifest.model, manifest.batch, manifest.seed, manifest.parameters) == ("tiny", 1, 0, 5450)
+    assert (manifest.model.name, manifest.dims, manifest.seed, manifest.parameters) == ("tiny", {"batch": 1}, 0, 5450)
+    assert (manifest.axes, manifest.dynamic, manifest.module) == ({"input": {0: "batch"}}, {}, True)
+    assert manifest.weights == "seeded"
     assert [(spec.name, spec.dtype, spec.shape) for spec in tiny.inputs] == [("input", "float32", (1, 3, 32, 32))]
     assert [(spec.name, spec.dtype, spec.shape) for spec in tiny.outputs] == [("logits", "float32", (1, 10))]
     assert manifest.deterministic
@@ -222,7 +264,7 @@ def test_artifact_holds_what_backends_need(tiny: Artifact) -> None:
 
 
 def test_seed_changes_weights_and_inputs_and_batch_the_shapes(launcher: Launcher, tiny: Artifact) -> None:
-    other, cached = ensure_artifact(Recipe(model="tiny", seed=1, batch=2), launcher, on_progress=quiet)
+    other, cached = ensure_artifact(recipe(seed=1, dims={"batch": 2}), launcher, on_progress=quiet)
     assert not cached
     assert other.hash != tiny.hash
     assert other.manifest.files["weights.safetensors"] != tiny.manifest.files["weights.safetensors"]
@@ -243,24 +285,22 @@ def test_opening_a_damaged_artifact_says_what_to_do(damage: Callable[[Path], Non
 
 BAD_MODELS = """
 from __future__ import annotations
-import numpy as np
-from harness.api import ReferenceModel
+from harness.api import InputSpec, ReferenceModel
 
 class Bad(ReferenceModel):
     name = "bad"
     summary = "fails"
     parameters = 0
     gflop = 0.0
-
-    def example_inputs(self, *, batch: int, seed: int) -> dict[str, np.ndarray]:
-        return {"input": np.ones((batch, 4), dtype=np.float32)}
+    memory_gib = 0.1
+    inputs = (InputSpec(name="input", dtype="float32", shape=("batch", 4)),)
 
 class CannotBeBuilt(Bad):
-    def build(self):
+    def build(self, dims):
         raise RuntimeError("weights are missing")
 
 class GivesNan(Bad):
-    def build(self):
+    def build(self, dims):
         import torch
         class Module(torch.nn.Module):
             def forward(self, x):
@@ -268,7 +308,7 @@ class GivesNan(Bad):
         return Module()
 
 class CannotRun(Bad):
-    def build(self):
+    def build(self, dims):
         import torch
         return torch.nn.Linear(5, 5)
 """
@@ -287,7 +327,7 @@ def test_model_that_cannot_be_exported(
 ) -> None:
     _install_model(tmp_path, kind, monkeypatch)
     with pytest.raises(ExportError) as caught:
-        ensure_artifact(Recipe(model="bad"), launcher, on_progress=quiet)
+        ensure_artifact(recipe("bad"), launcher, on_progress=quiet)
     assert message in caught.value.message
     assert caught.value.log
     assert "Traceback" in caught.value.worker_traceback

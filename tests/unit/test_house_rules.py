@@ -31,7 +31,19 @@ NAMES_LIBRARIES = {
     "harness/registry.py": "the one list of backends",
     "harness/environment.py": "names of distributions whose versions every run records",
 }
-FRAMEWORKS = {"torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "tvm", "tvm_ffi", "tensorrt", "tensorrt_rtx"}
+FRAMEWORKS = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "diffusers",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "tvm",
+    "tvm_ffi",
+    "tensorrt",
+    "tensorrt_rtx",
+}
 HEAVY = {"numpy", "scipy", "rich", "pandas"}
 
 
@@ -159,7 +171,8 @@ def test_every_registered_class_is_importable_without_its_framework() -> None:
         [
             "from harness import registry",
             "for name in registry.BACKENDS: registry.backend(name).capabilities",
-            "for name in registry.MODELS: registry.model(name).parameters",
+            "from harness.modelspec import ModelSpec",
+            "for name in registry.MODELS: registry.model(ModelSpec(name=name)).parameters",
             "for name in registry.REPORTS: registry.report(name).summary",
         ]
     )

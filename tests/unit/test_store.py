@@ -17,7 +17,7 @@ from harness.store import RUN_FILE, RunFolder, find_run, load_run
 
 def a_run(**changes: Any) -> Run:
     settings = Settings(
-        model="tiny", cases=["eager"], baseline="eager", batch=1, seed=0, threads=1, launches=1, rounds=1,
+        models=["tiny"], cases=["eager"], dims={"batch": [1]}, seed=0, threads=1, launches=1, rounds=1,
         slice_s=0.1, budget_s=1.0, timeout_s=1.0, memory_limit_bytes=1, quick=True,
     )  # fmt: skip
     environment = Environment(
@@ -105,7 +105,7 @@ def test_truncated_file_is_damaged(cut: int, tmp_path: Path) -> None:
     assert "harness compare" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"[]", b"null", b'{"schema": "1"}', b'{"schema": 1}'])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[]", b"null", b'{"schema": "2"}', b'{"schema": 2}'])
 def test_other_content_is_damaged(content: bytes, tmp_path: Path) -> None:
     folder = put(tmp_path, "run")
     (folder.path / RUN_FILE).write_bytes(content)
@@ -113,12 +113,18 @@ def test_other_content_is_damaged(content: bytes, tmp_path: Path) -> None:
         load_run(folder)
 
 
-def test_newer_schema_asks_for_an_update_whatever_else_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("schema", "says", "hint"),
+    [(SCHEMA + 1, "a newer harness", "update harness to read it"), (SCHEMA - 1, "an older harness", "measure again")],
+)
+def test_another_schema_says_what_to_do_whatever_else_changed(
+    schema: int, says: str, hint: str, tmp_path: Path
+) -> None:
     folder = put(tmp_path, "run")
-    (folder.path / RUN_FILE).write_text(json.dumps({"schema": SCHEMA + 1, "everything": "else"}))
-    with pytest.raises(StoreError, match=f"has schema {SCHEMA + 1}; this harness reads up to {SCHEMA}") as caught:
+    (folder.path / RUN_FILE).write_text(json.dumps({"schema": schema, "everything": "else"}))
+    with pytest.raises(StoreError, match=f"was written by {says}: it has schema {schema}") as caught:
         load_run(folder)
-    assert "update harness" in (caught.value.hint or "")
+    assert hint in (caught.value.hint or "")
 
 
 def test_fields_of_a_later_version_are_ignored(tmp_path: Path) -> None:
