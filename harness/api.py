@@ -330,6 +330,10 @@ class Model(ABC):
 
         return {spec.name: draw(spec) for spec in self.inputs}
 
+    def own_names(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a public file's tensors under this model's names, those of other parts left out."""
+        return dict(tensors)
+
 
 class GraphModel(Model):
     """A model that exists as an ONNX graph only. Its reference is ONNX Runtime without graph optimisation."""
@@ -358,12 +362,12 @@ class ReferenceModel(Model):
     dims: ClassVar[Mapping[str, int]] = {"batch": 1}
     """Free dimensions and their sizes unless the user says otherwise."""
     Options: ClassVar[type[ModelOptions]] = ModelOptions
-    public: ClassVar[PublicWeights | None] = None
-    """Trained weights that load key for key."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Modules beyond torch that `build()` imports; a missing one is said before anything starts."""
     install: ClassVar[str] = "pip install 'harness[models]'"
     """The command that brings them."""
+    public: PublicWeights | None = None
+    """Trained weights that load key for key; of a toy size there are none."""
     parameters: int
     """Number of trainable parameters with these options; a test checks it against the built module."""
     gflop: float

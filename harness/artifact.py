@@ -222,7 +222,8 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+    # Not `ascontiguousarray`: it makes a scalar an array of one element.
+    save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, path)
 
 
 def sha256(path: Path) -> str:

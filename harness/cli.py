@@ -126,6 +126,13 @@ _threads = click.option(
     "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
 )
 _opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
+_input_sets = click.option(
+    "--input-sets",
+    type=Whole(1, 64),
+    default=4,
+    show_default=True,
+    help="Sets of inputs that outputs are judged on; fewer for models that take minutes.",
+)
 _out = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
 )
@@ -151,6 +158,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 @_seed
 @_threads
 @_opset
+@_input_sets
 @click.option(
     "--launches",
     type=Whole(1, 1000),
@@ -275,6 +283,7 @@ def models(name: str | None, as_json: bool) -> int:
 @_seed
 @_threads
 @_opset
+@_input_sets
 @click.option("--to", type=click.Path(path_type=Path), help="Also copy the artifact to this folder.")
 @click.option("--refresh", is_flag=True, help="Export again even if it is in the cache.")
 @_quiet

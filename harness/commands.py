@@ -14,7 +14,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, doctor, environment, registry
+from harness import __version__, doctor, environment, memory, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -100,6 +100,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         cases=[],
         baseline=given["baseline"],
         dynamic=given["dynamic"],
+        input_sets=given["input_sets"],
         seed=given["seed"],
         threads=given["threads"] or environment.default_threads(),
         opset=given["opset"],
@@ -158,8 +159,8 @@ def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
             raise UsageError(f"{option} {path} can be for one model only, and there are {len(specs)}: {_few(names)}")
     if weights == "pretrained":
         for spec in specs:
-            if spec.kind == "reference" and registry.model_class(spec.name).public is None:
-                raise UsageError(f"{spec.name} has no public weights", hint="--weights seeded, or the path of a file")
+            if spec.kind == "reference" and memory.reference(spec).public is None:
+                raise UsageError(f"{spec.label} has no public weights", hint="--weights seeded, or the path of a file")
     return {
         "dims": {BATCH: batch if isinstance(batch, list) else [batch]} | dims,
         "shapes": parse_shapes(given["shapes"]),
@@ -283,6 +284,7 @@ def _one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
         shapes=subject["shapes"] if own else {},
         weights=subject["weights"] or ("own" if own else "seeded"),
         inputs=subject["inputs"],
+        input_sets=given["input_sets"],
         seed=given["seed"],
         opset=given["opset"],
     )

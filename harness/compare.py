@@ -122,6 +122,7 @@ class Comparison:
             shapes=settings.shapes if own else {},
             weights=settings.weights or ("own" if own else "seeded"),
             inputs=settings.inputs,
+            input_sets=settings.input_sets,
             seed=settings.seed,
             opset=settings.opset,
         )

@@ -17,7 +17,7 @@ from harness import environment, protocol, registry
 from harness.artifact import Artifact
 from harness.engines import FILES, Engine, EngineStore, backend_cache
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnavailableError, UnsupportedError
-from harness.export import DEFAULT_OPSET
+from harness.export import DEFAULT_OPSET, INPUT_SETS
 from harness.launcher import Launcher, OnProgress, Worker
 from harness.modelspec import BATCH
 from harness.paths import folder_bytes, make_folder
@@ -279,6 +279,7 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
     for flag, value, default in (
+        ("--input-sets", settings.input_sets, INPUT_SETS),
         ("--seed", settings.seed, 0),
         ("--threads", settings.threads, environment.default_threads()),
         ("--opset", settings.opset, DEFAULT_OPSET),

@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +28,18 @@ DEFAULT_OPSET = 18
 INPUT_SETS = 4
 LOCK_POLL_S = 0.2
 LIBRARIES = ("torch", "onnx", "onnxscript", "transformers", "diffusers")
-WORKER_HALF = ("exporter.py", "graph_reference.py", "weights.py")
-"""Modules of which every export depends."""
+WORKER_HALF = (
+    "checkpoints",
+    "exporter",
+    "graph_reference",
+    "images",
+    "inputs",
+    "pickles",
+    "references",
+    "shapes",
+    "weights",
+)
+"""Modules of ours on which every export depends."""
 DISK_FULL = ("No space left", "os error 28")
 """How Python and safetensors say ENOSPC."""
 
@@ -67,9 +78,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.label)[:60]
 
     def _code(self) -> list[Path]:
-        here = Path(__file__)
-        own = inspect.getsourcefile(type(registry.model(self.model)))
-        return [*([Path(own)] if own else []), *(here.with_name(name) for name in WORKER_HALF)]
+        """Return the source files of the model, of what its module imports from beside it, and of the export."""
+        kind = type(registry.model(self.model))
+        package = kind.__module__.partition(".")[0]
+        beside = {str(getattr(value, "__module__", "")) for value in vars(sys.modules[kind.__module__]).values()}
+        modules = {kind.__module__, *(name for name in beside if name.startswith(f"{package}."))}
+        found = [inspect.getsourcefile(sys.modules[name]) for name in sorted(modules) if name in sys.modules]
+        return [*map(Path, filter(None, found)), *(Path(__file__).with_name(f"{name}.py") for name in WORKER_HALF)]
 
 
 def exports_root() -> Path:

@@ -34,8 +34,9 @@ OnStep = Callable[[str, int | None, int | None], None]
 
 ONE_FILE_BYTES = 1 << 30
 """Weights above this become external data: protobuf cannot hold more than 2 GiB, and needs copies of what it holds."""
-GOLDEN_SLACK_BYTES = 1 << 30
-"""Room for activations in float64, beside the weights at twice their size."""
+GOLDEN_SLACK_BYTES = 2 << 30
+"""Room for activations in float64, beside what the weights grow by."""
+FLOAT64_BYTES = 8
 RECORDED = ("transformers", "diffusers")
 """Libraries that define models: their versions are recorded where they took part."""
 
@@ -68,13 +69,13 @@ def _export_module(model: Model, request: protocol.Export, progress: OnStep) -> 
     parameters = sum(parameter.numel() for parameter in module.parameters())
     sets = inputs.sets(model, request, dims)
     outputs, deterministic = _references(module, model, sets, folder, progress)
+    # Before the export to ONNX: what torch.onnx leaves behind holds on to the weights as they are then.
+    golden = _golden(module, model, sets, folder, progress)
     gflop = flops.count(module, sets[0])
     progress("exporting to ONNX", None, None)
     clock = StageClock()
     with clock.stage("export"):
         opset = _to_onnx(module, model, request, sets[0], list(outputs), weights_bytes)
-    gc.collect()  # the exporter's graphs hold cycles; the float64 run needs their room
-    golden = _golden(module, model, sets, folder, weights_bytes, progress)
     return protocol.Exported(
         inputs=specs(sets[0]),
         outputs=specs(outputs),
@@ -188,25 +189,37 @@ def _references(
     return outputs, deterministic
 
 
-def _golden(
-    module: torch.nn.Module, model: Model, sets: inputs.Sets, folder: Path, weights_bytes: int, progress: OnStep
-) -> bool:
-    """Run the module in float64, widening it where it stands: it is not used again. False where that cannot be."""
-    free = psutil.virtual_memory().available
-    free = min(free, environment.default_memory_limit() - psutil.Process().memory_info().rss)
-    if 2 * weights_bytes + GOLDEN_SLACK_BYTES > free:
+def _golden(module: torch.nn.Module, model: Model, sets: inputs.Sets, folder: Path, progress: OnStep) -> bool:
+    """Run the module in float64, widened where it stands and narrowed again: a copy would take half as much more.
+
+    False where there is no room, or an operator exists in float32 only; the float32 reference then judges alone.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    floating = [(tensor, tensor.dtype) for tensor in tensors if tensor.is_floating_point()]
+    grows = sum(tensor.numel() * (FLOAT64_BYTES - tensor.element_size()) for tensor, _ in floating)
+    if grows + GOLDEN_SLACK_BYTES > _free_bytes():
         return False
     try:
-        module.double()
+        for tensor, _ in floating:
+            tensor.data = tensor.data.double()  # not `module.double()`, which puts other buffers in these ones' place
         for index in range(len(sets)):
             progress("running the reference in float64", index, len(sets))
             outputs = _arrays(module, model, {name: _widened(array) for name, array in sets[index].items()})
             write_tensors(folder / f"golden-{index}.safetensors", outputs)
-    except Exception:  # some operators exist in float32 only; the float32 reference then judges alone
+    except Exception:  # whatever it is, the export goes on without
         for path in folder.glob("golden-*.safetensors"):
             path.unlink()
         return False
+    finally:
+        for tensor, dtype in floating:
+            tensor.data = tensor.data.to(dtype)  # exact: every narrower value exists in float64
+        gc.collect()
     return True
+
+
+def _free_bytes() -> int:
+    left = environment.default_memory_limit() - psutil.Process().memory_info().rss
+    return int(min(psutil.virtual_memory().available, left))
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

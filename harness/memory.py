@@ -30,7 +30,7 @@ def to_export(spec: ModelSpec, dims: Mapping[str, int]) -> int | None:
     Of a reference model: what was measured at its default sizes, and what its inputs have grown by since.
     """
     if spec.kind == "reference":
-        model = _reference(spec)
+        model = reference(spec)
         grown = inputs_bytes(model.inputs, {**model.dims, **dims}) - inputs_bytes(model.inputs, model.dims)
         return int(model.memory_gib * GIB) + max(0, grown)
     return FILE_COPIES * _file_bytes(spec) or None
@@ -39,7 +39,7 @@ def to_export(spec: ModelSpec, dims: Mapping[str, int]) -> int | None:
 def on_disk(spec: ModelSpec) -> int:
     """Return the bytes that an export takes on the disk, as far as they are known."""
     if spec.kind == "reference":
-        return EXPORT_COPIES * BYTES_A_PARAMETER * _reference(spec).parameters
+        return EXPORT_COPIES * BYTES_A_PARAMETER * reference(spec).parameters
     return _file_bytes(spec)
 
 
@@ -48,7 +48,8 @@ def inputs_bytes(inputs: tuple[InputSpec, ...], dims: Mapping[str, int]) -> int:
     return sum(math.prod(spec.at(dims)) * np.dtype(spec.dtype).itemsize for spec in inputs)
 
 
-def _reference(spec: ModelSpec) -> ReferenceModel:
+def reference(spec: ModelSpec) -> ReferenceModel:
+    """Return a reference model with its options, not built."""
     model = registry.model(spec)
     assert isinstance(model, ReferenceModel)
     return model

@@ -247,6 +247,7 @@ class Settings(Record, frozen=True, kw_only=True):
     weights: str | None = None
     """`seeded`, `pretrained`, a file's path; None: seeded, or what the user's own model brings."""
     inputs: str | None = None
+    input_sets: int = 4
     dynamic: bool = False
     seed: int
     threads: int

@@ -75,7 +75,6 @@ class Traced(Protocol):
 
 __all__ = [
     "Loaded",
-    "Partial",
     "Provenance",
     "Traced",
     "fill",
@@ -86,15 +85,6 @@ __all__ = [
     "restore",
     "unreachable",
 ]
-
-
-@runtime_checkable
-class Partial(Protocol):
-    """A model that is a part of what its public file holds, or names its tensors differently."""
-
-    def own_names(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return this model's tensors under its own names."""
-        ...
 
 
 def load(model: Model, weights: str, dims: Mapping[str, int], seed: int, spec: ModelSpec) -> Loaded:
@@ -122,9 +112,8 @@ def load(model: Model, weights: str, dims: Mapping[str, int], seed: int, spec: M
             raise _impossible(model, weights, spec)
         return Loaded(model.build(dims).eval(), f"{OWN} of {spec.label}")
     path = Path(weights).expanduser().absolute()
-    tensors = read_state_dict(path)
     module = _built_bare(model, dims)
-    fill(module, tensors, f"{path.name} does not fit {spec.label}")
+    fill(module, _renamed(model, module, read_state_dict(path)), f"{path.name} does not fit {spec.label}")
     return Loaded(module.eval(), path.name, sha256(path), [str(path)])
 
 
@@ -157,11 +146,15 @@ def _public(model: ReferenceModel, dims: Mapping[str, int]) -> tuple[torch.nn.Mo
         raise UsageError(f"{model.name} has no public weights", hint="--weights seeded, or --weights FILE")
     fetched = fetch(public)
     module = _built_bare(model, dims)
-    tensors = read_state_dict(fetched.path)
-    if isinstance(model, Partial):
-        tensors = model.own_names(tensors)
+    tensors = _renamed(model, module, read_state_dict(fetched.path))
     fill(module, tensors, f"{public.repository}/{public.file} does not fit {model.name}")
     return module.eval(), _published(public, fetched)
+
+
+def _renamed(model: Model, module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # What was saved from the module itself has its names already.
+    own = {name for name in module.state_dict() if not name.endswith(COUNTERS)}
+    return tensors if own <= set(tensors) else model.own_names(tensors)
 
 
 def _published(public: PublicWeights, fetched: Fetched | None) -> Provenance:

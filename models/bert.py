@@ -63,7 +63,7 @@ class Bert(ReferenceModel):
         self.config: Mapping[str, int] = self.shape
         if self.options.size == "tiny":
             self.config = self.tiny
-            self.public = None  # type: ignore[misc]  # nobody trained the toy
+            self.public = None  # nobody trained the toy
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:

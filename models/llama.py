@@ -142,7 +142,7 @@ class _Llama(ReferenceModel):
         self._shape = _SHAPES[self.options.size]
         self.parameters = self._shape.parameters
         self.memory_gib = self._shape.memory_gib
-        self.public = next(iter(self._shape.public), None)  # type: ignore[misc]  # each size has its own
+        self.public = next(iter(self._shape.public), None)  # each size has its own
 
     @property
     def output_names(self) -> tuple[str, ...]:

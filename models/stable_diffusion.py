@@ -58,7 +58,7 @@ class _Part(ReferenceModel):
         facts = self.facts[self.options.size]
         self.parameters, self.gflop, self.memory_gib = facts.parameters, facts.gflop, facts.memory_gib
         if self.tiny:
-            self.public = None  # type: ignore[misc]  # nobody trained the toy
+            self.public = None  # nobody trained the toy
 
     @property
     def tiny(self) -> bool:

@@ -18,12 +18,11 @@ import msgspec
 import numpy as np
 
 from backends.cuda_device import Gpu
-from harness.api import Artifact, Backend, CompileRequest, TensorSpec
+from harness.api import Artifact, Backend, CompileRequest, DynamicShapes, TensorSpec
 from harness.artifact import Manifest, write_tensors
+from harness.modelspec import ModelSpec
 
 ADA = Gpu(index=0, name="NVIDIA GeForce RTX 4090", target="sm_89")
-MODEL_INPUT = TensorSpec(name="input", dtype="float32", shape=(1, 4, 4))
-MODEL_OUTPUT = TensorSpec(name="output", dtype="float32", shape=(1, 4, 4))
 
 
 def fake_libcuda(init: int = 0) -> Any:
@@ -145,7 +144,8 @@ class FakeTensorRT(types.ModuleType):
     def __init__(self, cudart: FakeCudart) -> None:
         super().__init__("fake_tensorrt")
         self.cudart, self.config = cudart, FakeConfig()
-        self.num_io_tensors, self.num_layers, self.num_outputs = 2, 3, 1
+        self.num_io_tensors, self.num_layers, self.num_inputs, self.num_outputs = 2, 3, 1, 1
+        self.shape_tensor = False
         self.enqueues = 0
         self.broken = False
         self.dtype: Any = np.float32
@@ -157,6 +157,7 @@ class FakeTensorRT(types.ModuleType):
         return types.SimpleNamespace(
             create_network=lambda flags: self,
             create_builder_config=lambda: self.config,
+            create_optimization_profile=FakeProfile,
             build_serialized_network=self.build,
         )
 
@@ -169,6 +170,9 @@ class FakeTensorRT(types.ModuleType):
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
         return types.SimpleNamespace(parse_from_file=lambda path: Path(path).is_file())
+
+    def get_input(self, index: int) -> Any:
+        return types.SimpleNamespace(name="input", is_shape_tensor=self.shape_tensor)
 
     def Runtime(self, logger: Any) -> Any:
         return types.SimpleNamespace(deserialize_cuda_engine=self.deserialize)
@@ -209,7 +213,11 @@ class FakeTensorRT(types.ModuleType):
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
-        return True
+        low, high = self.config.profile.range if self.config.profile else (shape, shape)
+        if all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
+            return True
+        self.logger.log(self.ILogger.Severity.ERROR, "Static dimension mismatch")
+        return False
 
     def infer_shapes(self) -> list[str]:
         return []
@@ -246,8 +254,20 @@ class FakeRuntimeCache:
         return Buffer(b"kernels")
 
 
+class FakeProfile:
+    """Stands for `IOptimizationProfile` of a network with one input."""
+
+    range: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def set_shape(self, name: str, smallest: Any, tuned: Any, largest: Any) -> None:
+        assert name == "input" and tuned == largest
+        self.range = (smallest, largest)
+
+
 class FakeConfig:
     """Stands for `IBuilderConfig`."""
+
+    profile: FakeProfile | None = None
 
     def __init__(self) -> None:
         self.flags, self.workspace, self.cache, self.progress_monitor = {"TF32"}, 0, Buffer(), None
@@ -259,6 +279,10 @@ class FakeConfig:
     def set_compute_capability(self, capability: Any, index: int) -> bool:
         self.capability = capability
         return index < self.num_compute_capabilities
+
+    def add_optimization_profile(self, profile: FakeProfile) -> int:
+        self.profile = profile
+        return 0 if all(low <= high for low, high in zip(*profile.range, strict=True)) else -1
 
     def set_flag(self, flag: Any) -> None:
         self.flags.add(flag.name)
@@ -286,21 +310,24 @@ class FakeConfig:
         return types.SimpleNamespace(serialize=lambda: self.cache)
 
 
-def make_artifact(folder: Path, onnx: bytes = b"an onnx file") -> Artifact:
+def make_artifact(folder: Path, onnx: bytes = b"an onnx file", batch: int = 1) -> Artifact:
+    """Write the toy model's artifact: one input and one output of [batch, 4, 4]."""
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(onnx)
-    values = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    values = np.arange(16 * batch, dtype=np.float32).reshape(batch, 4, 4)
     write_tensors(folder / "inputs-0.safetensors", {"input": values})
     manifest = Manifest(
-        model="toy",
+        model=ModelSpec(name="toy"),
+        dims={"batch": batch},
+        axes={"input": {0: "batch"}},
         weights="seeded",
         seed=0,
-        batch=1,
         opset=18,
-        inputs=(MODEL_INPUT,),
-        outputs=(MODEL_OUTPUT,),
+        inputs=(TensorSpec(name="input", dtype="float32", shape=values.shape),),
+        outputs=(TensorSpec(name="output", dtype="float32", shape=values.shape),),
         input_sets=1,
         parameters=0,
+        weights_bytes=0,
         deterministic=True,
         golden=False,
         export_s=0.0,
@@ -330,12 +357,17 @@ class Asked:
         onnx: bytes = b"an onnx file",
         device: str = "cuda:0",
         report: Any = None,
+        batches: tuple[int, int] | None = None,
         **options: Any,
     ) -> CompileRequest:
+        """Ask for an engine of the toy; with `batches`, for one that takes all sizes from the first to the second."""
+        artifact = make_artifact(self.root / "artifact", onnx)
+        axes = artifact.manifest.axes
         return CompileRequest(
-            artifact=make_artifact(self.root / "artifact", onnx),
-            options=msgspec.convert(options, type=backend.Options),
+            artifact=artifact,
+            options=msgspec.convert(options | {"dynamic": batches is not None}, type=backend.Options),
             device=device,
+            dynamic=DynamicShapes(axes=axes, ranges={"batch": batches}) if batches else None,
             engine_dir=self.root / "engine",
             cache_dir=self.root / "cache",
             stage=self.stage,

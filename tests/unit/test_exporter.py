@@ -283,7 +283,7 @@ def test_references_that_cannot_be_compared_are_refused(tmp_path: Path, forward:
 def test_golden_is_left_out_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 30, total=1 << 40))
     module = torch.nn.Linear(4, 4)
-    assert not exporter._golden(module, Given(module), two_sets(), tmp_path, 64, quiet)
+    assert not exporter._golden(module, Given(module), two_sets(), tmp_path, quiet)
     assert module.weight.dtype == torch.float32
 
 
@@ -294,8 +294,31 @@ def test_golden_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         return x
 
     module = module_of(float32_only)
-    assert not exporter._golden(module, Given(module), two_sets(), tmp_path, 0, quiet)
+    assert not exporter._golden(module, Given(module), two_sets(), tmp_path, quiet)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_module_is_as_it_was_after_its_golden_run(tmp_path: Path) -> None:
+    class Mixed(nn.Module):  # type: ignore[misc]  # torch is Any to the type checker
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+            self.register_buffer("scale", torch.rand(4).half())
+            self.register_buffer("wide", torch.rand(4).double())
+            self.register_buffer("ids", torch.arange(4), persistent=False)
+
+        def forward(self, x: Any) -> Any:
+            return self.b(self.a(x)) * self.scale + self.ids
+
+    module = Mixed()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert exporter._golden(module, Given(module), two_sets(), tmp_path, quiet)
+    assert read_tensors(tmp_path / "golden-1.safetensors")["output"].dtype == np.float64
+    after = module.state_dict()
+    assert {name: tensor.dtype for name, tensor in after.items()} == {name: t.dtype for name, t in before.items()}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert module.b.weight is module.a.weight
 
 
 def test_tied_and_transposed_weights_are_written_under_every_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from backends.tensorrt import TensorRT, timing_cache_path
 from backends.tensorrt_build import build_failure, parse_failure
 from backends.tensorrt_rtx import RUNTIME_CACHE, TARGETS, RtxOptions, TensorRTRTX
 from backends.tensorrt_session import CARD, PLAN
-from harness.api import Availability
+from harness.api import Availability, DynamicShapes
 from harness.errors import CompileError, OutOfMemory, RunError, UnavailableError, UnsupportedError, UsageError
-from tests.fake_tensorrt import ADA, Asked, FakeCudart, FakeTensorRT
+from tests.fake_tensorrt import ADA, Asked, FakeCudart, FakeTensorRT, make_artifact
 
 
 class FakeNative(TensorRT):
@@ -302,6 +303,41 @@ def test_a_damaged_or_foreign_engine_is_a_run_error(
         FakeNative().load(request.engine_dir, request)
 
 
+def test_one_engine_runs_every_batch_of_its_profile(trt: FakeTensorRT, cudart: FakeCudart, asked: Asked) -> None:
+    request = asked.request(FakeNative, batches=(1, 1))
+    request = dataclasses.replace(
+        request,
+        artifact=make_artifact(asked.root / "four", batch=4),
+        dynamic=DynamicShapes(axes={"input": {0: "batch"}}, ranges={"batch": (1, 4)}),
+    )
+    with FakeNative().compile(request) as session:
+        assert session.facts()["profile"] == "batch 1 to 4, tuned for 4"
+        session.save(request.engine_dir)
+    assert trt.config.profile is not None and trt.config.profile.range == ((1, 4, 4), (4, 4, 4))
+    for batch in (4, 2, 1):
+        point = request.artifact.fed_by(make_artifact(asked.root / "point", batch=batch))
+        inputs = point.input_set(0)
+        with FakeNative().load(request.engine_dir, dataclasses.replace(request, artifact=point)) as loaded:
+            loaded.bind(inputs)
+            loaded.execute()
+            np.testing.assert_array_equal(loaded.outputs()["output"], 2 * inputs["input"])
+    outside = request.artifact.fed_by(make_artifact(asked.root / "point", batch=5))
+    with pytest.raises(RunError, match=r"'input' cannot have shape \[5, 4, 4\]: Static dimension mismatch"):
+        FakeNative().load(request.engine_dir, dataclasses.replace(request, artifact=outside))
+    assert not cudart.blocks and not cudart.streams
+
+
+def test_a_profile_that_is_refused_is_a_compile_error(trt: FakeTensorRT, asked: Asked) -> None:
+    with pytest.raises(CompileError, match="its range of shapes was refused"):
+        FakeNative().compile(asked.request(FakeNative, batches=(2, 1)))
+
+
+def test_shapes_that_depend_on_an_inputs_values_are_unsupported(trt: FakeTensorRT, asked: Asked) -> None:
+    trt.shape_tensor = True
+    with pytest.raises(UnsupportedError, match="shapes depend on the values of 'input'"):
+        FakeNative().compile(asked.request(FakeNative, batches=(1, 4)))
+
+
 def test_another_precision_is_unsupported(trt: FakeTensorRT, asked: Asked) -> None:
     request = asked.request(FakeNative)
     object.__setattr__(request, "precision", "fp16")
@@ -357,14 +393,14 @@ def test_a_device_that_rtx_has_no_target_for_is_unsupported(
 # --- TensorRT-RTX, built for real ------------------------------------------------------------------------------
 
 
-def onnx_model(operator: str = "MatMul", domain: str = "") -> bytes:
-    """Return a model of one node, `/toy`, with a [1, 4, 4] input and output."""
+def onnx_model(operator: str = "MatMul", domain: str = "", batch: int | str = 1) -> bytes:
+    """Return a model of one node, `/toy`, with a [batch, 4, 4] input and output; a name for the batch leaves it free."""
     pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
     names = ["input", "input"] if operator == "MatMul" else ["input"]
     node = helper.make_node(operator, names, ["output"], name="/toy", domain=domain)
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 4, 4)) for name in ("input", "output")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (batch, 4, 4)) for name in ("input", "output")]
     opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
     graph = helper.make_graph([node], "toy", values[:1], values[1:])
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
@@ -411,6 +447,19 @@ def test_rtx_builds_and_saves_an_engine_without_a_device(
     assert asked.progress[0][1] == 0 and {len(step) for step in asked.progress} == {3}
     with pytest.raises(RunError, match=f"built for {target}: no NVIDIA driver"):
         TensorRTRTX().load(request.engine_dir, request)
+
+
+def test_rtx_builds_one_engine_for_a_range_of_batches(rtx: Any, asked: Asked) -> None:
+    with TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(1, 4))) as session:
+        assert session.facts()["profile"] == "batch 1 to 4, tuned for 4"
+        assert session.facts()["plan_bytes"]
+
+
+def test_rtx_says_why_a_range_does_not_fit_the_graph(rtx: Any, asked: Asked) -> None:
+    with pytest.raises(CompileError, match="static dimensions that don't match"):
+        TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch=1), batches=(1, 4)))
+    with pytest.raises(CompileError, match="its range of shapes was refused: .*MIN<=OPT<=MAX"):
+        TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(4, 2)))
 
 
 def test_every_rtx_option_changes_the_plan(rtx: Any, asked: Asked) -> None:

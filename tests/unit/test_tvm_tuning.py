@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -102,8 +103,10 @@ def test_a_budget_counts_what_was_ever_spent(budget: Budget, spent: Ledger, exha
 def test_tuner_none_refuses_a_budget(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
         TVM.check(Options(tuner="none", **values))
+    with pytest.raises(UsageError, match="dynamic=true does not tune"):
+        TVM.check(Options(dynamic=True, **values))
     TVM.check(Options(**values))
-    TVM.check(Options(tuner="none"))
+    TVM.check(Options(tuner="none", dynamic=True))
 
 
 # The cost model
@@ -269,6 +272,34 @@ def test_a_tuner_that_segfaults_is_told_from_one_that_works(target: Any, monkeyp
             workers.start(target)
     finally:
         workers.close()
+
+
+def test_a_candidate_that_crashes_its_worker_costs_no_other_its_measurement(
+    target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tvm
+    from tvm import te
+
+    def fragile(slot: int, arguments: list[Any]) -> object:
+        import backends.tvm_measure
+
+        if not arguments:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return backends.tvm_measure.run(slot, arguments)
+
+    monkeypatch.setattr(tvm_measure, "run", fragile)
+    source = te.placeholder((8, 8), name="source")
+    kernel = te.create_prim_func([source, te.compute((8, 8), lambda i, j: source[i, j] + 1.0)])
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    sound = tvm_measure.Candidate(module=module, target=target, arguments=[["TENSOR", "float32", [8, 8]]] * 2)
+    crash = dataclasses.replace(sound, arguments=[])
+    workers = tvm_measure.Workers(1)
+    try:
+        first, crashed, last = workers.measure([sound, crash, sound])
+    finally:
+        workers.close()
+    assert isinstance(first, list) and isinstance(last, list)
+    assert isinstance(crashed, str) and crashed.startswith("ChildProcessError")
 
 
 def test_two_processes_do_not_share_a_database(tmp_path: Path, target: Any) -> None:
