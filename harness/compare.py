@@ -194,7 +194,7 @@ class Comparison:
             if result is None:
                 self._say.doing(f"compiling {variant.id} ({index + 1}/{len(self._variants)})")
                 result = compiler.compile(variant)
-                self._say.done(_compile_line(result.case))
+                self._say.done(f"shared {variant.id}" if result.shared else _compile_line(result.case))
                 self._forget(page, variant.id)
                 self._warn_of_another_device(page, result.case)
             compiled[variant.id] = result

@@ -38,6 +38,8 @@ class Compiled:
     case: Case
     seat: Seat | None = None
     resident_bytes: int = 0
+    shared: bool = False
+    """Whether an earlier point of the sweep compiled the engine."""
 
 
 class Compiler:
@@ -81,7 +83,7 @@ class Compiler:
         attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile.log")
         folder = Path(spec.engine_dir).parent
         if spec.fed_by is not None and (engine := self._engines.read(folder)) is not None:
-            return self.finished(case, seat, engine)  # an earlier point of the sweep compiled it
+            return dataclasses.replace(self.finished(case, seat, engine), shared=True)
         if folder in self._failed:
             earlier = self._failed[folder]
             return Compiled(case=msgspec.structs.replace(earlier, batch=case.batch, reproduce=case.reproduce))

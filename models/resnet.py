@@ -23,7 +23,7 @@ class ResNet50(ReferenceModel):
     parameters = 25_557_032
     gflop = 8.18
     task = "classification"
-    memory_gib = 0.8
+    memory_gib = 1.0
     preprocessing = Preprocessing(
         height=224, width=224, resize="crop", resize_to=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )

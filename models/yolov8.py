@@ -70,8 +70,8 @@ class YoloV8n(YoloV8):
     depth, width, channels_at_most = 0.33, 0.25, 1024
     public = PublicWeights(repository="Ultralytics/YOLOv8", file="yolov8n.pt", licence="AGPL-3.0")
     parameters = 3_157_200
-    gflop = 8.7
-    memory_gib = 1.0
+    gflop = 8.744
+    memory_gib = 0.7
 
 
 class YoloV8s(YoloV8):
@@ -82,8 +82,8 @@ class YoloV8s(YoloV8):
     depth, width, channels_at_most = 0.33, 0.50, 1024
     public = PublicWeights(repository="Ultralytics/YOLOv8", file="yolov8s.pt", licence="AGPL-3.0")
     parameters = 11_166_560
-    gflop = 28.6
-    memory_gib = 1.0
+    gflop = 28.60
+    memory_gib = 0.8
 
 
 class YoloV8m(YoloV8):
@@ -94,7 +94,7 @@ class YoloV8m(YoloV8):
     depth, width, channels_at_most = 0.67, 0.75, 768
     public = PublicWeights(repository="Ultralytics/YOLOv8", file="yolov8m.pt", licence="AGPL-3.0")
     parameters = 25_902_640
-    gflop = 78.9
+    gflop = 78.94
     memory_gib = 1.0
 
 
@@ -106,8 +106,8 @@ class YoloV8l(YoloV8):
     depth, width, channels_at_most = 1.0, 1.0, 512
     public = PublicWeights(repository="Ultralytics/YOLOv8", file="yolov8l.pt", licence="AGPL-3.0")
     parameters = 43_691_520
-    gflop = 165.2
-    memory_gib = 1.0
+    gflop = 165.1
+    memory_gib = 1.4
 
 
 class YoloV8x(YoloV8):
@@ -119,7 +119,7 @@ class YoloV8x(YoloV8):
     public = PublicWeights(repository="Ultralytics/YOLOv8", file="yolov8x.pt", licence="AGPL-3.0")
     parameters = 68_229_648
     gflop = 257.8
-    memory_gib = 1.0
+    memory_gib = 1.8
 
 
 def _initialise(module: torch.nn.Module) -> None:

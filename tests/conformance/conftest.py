@@ -19,6 +19,7 @@ from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
+from tests.support import ROOT
 
 Results = dict[str, "list[str] | None"]
 MARKERS = ("notimpl", "notyet", "never")
@@ -54,8 +55,27 @@ def tiny2(launcher: Launcher) -> Artifact:
     )[0]
 
 
+PECULIAR = ModelSpec(kind="factory", name="tests.conformance.peculiar:make", root=str(ROOT))
+
+
 @pytest.fixture(scope="session")
-def results(usable: str, tiny: Artifact, tiny2: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def peculiar(launcher: Launcher) -> Artifact:
+    """Export the model with unusual inputs and outputs."""
+    recipe = Recipe(model=PECULIAR, dims={"batch": 1}, weights="own", input_sets=2)
+    return ensure_artifact(recipe, launcher, on_progress=lambda _: None)[0]
+
+
+@pytest.fixture(scope="session")
+def swept(launcher: Launcher) -> Artifact:
+    """Export it again for every batch from one to three, with inputs of the largest."""
+    recipe = Recipe(model=PECULIAR, dims={"batch": 3}, dynamic={"batch": (1, 3)}, weights="own", input_sets=2)
+    return ensure_artifact(recipe, launcher, on_progress=lambda _: None)[0]
+
+
+@pytest.fixture(scope="session")
+def results(
+    usable: str, tiny: Artifact, tiny2: Artifact, peculiar: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Results:
     """Run all session checks of a backend in one process, with its environment, and return what each said."""
     folder: Path = tmp_path_factory.mktemp(usable)
     kind = registry.backend(usable)
@@ -66,6 +86,7 @@ def results(usable: str, tiny: Artifact, tiny2: Artifact, tmp_path_factory: pyte
             usable,
             str(tiny.folder),
             str(tiny2.folder),
+            str(peculiar.folder),
             str(folder),
         ],
         env={

@@ -1,4 +1,4 @@
-"""What every session must do, run in one process: `session_checks.py BACKEND ARTIFACT BATCH2 FOLDER`.
+"""What every session must do, run in one process: `session_checks.py BACKEND ARTIFACT BATCH2 PECULIAR FOLDER`.
 
 Prints one JSON object: check -> null, or [kind of exception, message]. Each check is a function below whose docstring
 is the rule it holds the backend to.
@@ -31,11 +31,12 @@ QUICK_OPTIONS = {"tvm": {"tuner": "none"}}
 class Subject:
     """A backend under test and the sessions that checks share."""
 
-    def __init__(self, name: str, artifact: Path, batch2: Path, folder: Path) -> None:
+    def __init__(self, name: str, artifact: Path, batch2: Path, peculiar: Path, folder: Path) -> None:
         self.kind = registry.backend(name)
         self.options = msgspec.convert(QUICK_OPTIONS.get(name, {}), type=self.kind.Options)
         self.artifact = Artifact.open(artifact)
         self.batch2 = Artifact.open(batch2)
+        self.peculiar = Artifact.open(peculiar)
         self.folder = folder
         self.stages: list[str] = []
         self._sessions: dict[str, Session] = {}
@@ -169,6 +170,16 @@ def runs_a_batch_of_two(subject: Subject) -> None:
     agree(outputs, subject.batch2, 0)
 
 
+def survives_peculiar_tensors(subject: Subject) -> None:
+    """Integers, booleans, a scalar, an output that is a view and one that is an input: each keeps shape and dtype."""
+    session = subject.kind().compile(subject.request(subject.peculiar, "peculiar"))
+    for index in range(subject.peculiar.manifest.input_sets):
+        outputs = run(session, subject.peculiar.input_set(index))
+        for spec in subject.peculiar.outputs:
+            assert (outputs[spec.name].dtype, outputs[spec.name].shape) == (spec.dtype, spec.shape), spec
+        agree(outputs, subject.peculiar, index)
+
+
 def keeps_to_one_thread(subject: Subject) -> None:
     """With threads=1 an inference loop takes no more CPU time than one core has."""
     session = subject.compiled()
@@ -204,6 +215,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     refuses_a_wrong_dtype,
     refuses_a_missing_input,
     runs_a_batch_of_two,
+    survives_peculiar_tensors,
     keeps_to_one_thread,
 )
 

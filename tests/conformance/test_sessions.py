@@ -84,6 +84,11 @@ def test_runs_a_batch_of_two(results: Results) -> None:
 
 
 @nothing_to_run_on
+def test_survives_peculiar_tensors(results: Results) -> None:
+    hold(results, "survives_peculiar_tensors")
+
+
+@nothing_to_run_on
 def test_keeps_to_one_thread(results: Results) -> None:
     hold(results, "keeps_to_one_thread")
 
