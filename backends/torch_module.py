@@ -58,7 +58,7 @@ def prepare(request: CompileRequest, *, channels_last: bool) -> torch.nn.Module:
 
 
 @functools.cache
-def _leave_gradients_off() -> object:
+def leave_gradients_off() -> Any:  # torch's own kind of context, untyped
     """Enter inference mode for the rest of the process, which runs sessions only; entering it per call costs time."""
     import torch
 
@@ -93,7 +93,7 @@ class TorchSession(Session):
         self._notes = list(notes or [])
         self._inputs: list[torch.Tensor] = []
         self._results: Any = None
-        _leave_gradients_off()
+        leave_gradients_off()
         self._within = ExitStack()
         if within is not None:
             self._within.enter_context(within)

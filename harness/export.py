@@ -31,6 +31,7 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "transformers", "diffusers")
 WORKER_HALF = (
     "checkpoints",
     "exporter",
+    "flops",
     "graph_reference",
     "images",
     "inputs",
@@ -65,7 +66,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
         What the user's own files hold is not part of it: the manifest says which went into the artifact.
         """
+        listing: list[str] = []
+        if self.inputs is not None and Path(self.inputs).is_dir():
+            listing = sorted(path.name for path in Path(self.inputs).iterdir())
         parts = [
+            *listing,
             msgspec.json.encode(self).decode(),
             *(sha256(path) for path in self._code()),
             *(f"{name}=={_version(name)}" for name in LIBRARIES),

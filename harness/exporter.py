@@ -282,13 +282,16 @@ def _dynamic_shapes(module: torch.nn.Module, model: Model, request: protocol.Exp
 
 
 def _write_weights(module: torch.nn.Module, path: Path) -> int:
-    """Write the state dict and return its size in bytes, each storage counted once."""
+    """Write the state dict and return its size in bytes, each storage counted once.
+
+    Buffers that are no part of the state dict are written too: a user's module may have drawn them at random.
+    """
     from safetensors.torch import save_file
 
     seen: set[int] = set()
     size = 0
     state = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in {**dict(module.named_buffers(remove_duplicate=False)), **module.state_dict()}.items():
         address = tensor.untyped_storage().data_ptr()
         shared = address in seen and tensor.numel() > 0
         seen.add(address)

@@ -60,7 +60,7 @@ class Worker:
         return export(request, self._progress)
 
     def _check(self, request: protocol.Check) -> protocol.Checked:
-        from harness.exporter import check
+        from harness.graph_reference import check
 
         return check(Path(request.folder), request.input_sets)
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 VOCABULARY, LENGTH, WIDTH = 32, 8, 16
 
 
-class Peculiar(nn.Module):
+class Peculiar(nn.Module):  # type: ignore[misc]  # torch carries no types here
     """One attention block over integers, steered by a scalar and a mask."""
 
     def __init__(self) -> None:

@@ -319,7 +319,7 @@ class CannotRun(Bad):
     [
         ("CannotBeBuilt", "weights are missing"),
         ("GivesNan", "the reference output 'output' holds NaN or infinite values"),
-        ("CannotRun", "eager cannot run bad: RuntimeError: "),
+        ("CannotRun", "PyTorch cannot run the module: RuntimeError: "),
     ],
 )
 def test_model_that_cannot_be_exported(

@@ -48,7 +48,7 @@ def test_default_baseline_is_registered() -> None:
     [
         (registry.backend, "tensort", "tensorrt"),
         (registry.backend, "torchcompile", "torch-compile"),
-        (registry.model, "resnet-50", "resnet50"),
+        (registry.model_class, "resnet-50", "resnet50"),
         (registry.report, "markdwn", "markdown"),
     ],
 )

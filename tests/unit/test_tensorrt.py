@@ -394,7 +394,7 @@ def test_a_device_that_rtx_has_no_target_for_is_unsupported(
 
 
 def onnx_model(operator: str = "MatMul", domain: str = "", batch: int | str = 1) -> bytes:
-    """Return a model of one node, `/toy`, with a [batch, 4, 4] input and output; a name for the batch leaves it free."""
+    """Return a model of one node, `/toy`, with [batch, 4, 4] in and out; a name for the batch leaves it free."""
     pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
@@ -458,7 +458,7 @@ def test_rtx_builds_one_engine_for_a_range_of_batches(rtx: Any, asked: Asked) ->
 def test_rtx_says_why_a_range_does_not_fit_the_graph(rtx: Any, asked: Asked) -> None:
     with pytest.raises(CompileError, match="static dimensions that don't match"):
         TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch=1), batches=(1, 4)))
-    with pytest.raises(CompileError, match="its range of shapes was refused: .*MIN<=OPT<=MAX"):
+    with pytest.raises(CompileError, match=r"its range of shapes was refused: .*MIN<=OPT<=MAX"):
         TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(4, 2)))
 
 

@@ -577,7 +577,7 @@ def artifact(tmp_path: Path, module: Module, model: Model, monkeypatch: pytest.M
     tensors = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()} | more
     save_file(tensors, tmp_path / "weights.safetensors")
     monkeypatch.setattr(registry, "model", lambda _: model)
-    manifest = SimpleNamespace(model=REFERENCE, dims={}, module=True)
+    manifest = SimpleNamespace(model=REFERENCE, dims={}, module=True, seed=0)
     return Artifact(tmp_path, cast(Any, manifest))
 
 

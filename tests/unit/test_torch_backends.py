@@ -1,0 +1,159 @@
+"""Eager's choice of attention kernels, and what the torch backends refuse before they do any work."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from backends import torch_module
+from backends.eager import Eager
+from backends.torch_compile import TorchCompile, TorchCompileOptions
+from harness.api import Artifact, Backend, CompileRequest, DynamicShapes, TensorSpec
+from harness.artifact import Manifest, write_tensors
+from harness.errors import UnsupportedError, UsageError
+from harness.modelspec import ModelSpec
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    """Take back what a session leaves set for the rest of its process: here that is the process of all tests."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch_module.leave_gradients_off().__exit__(None, None, None)
+    torch_module.leave_gradients_off.cache_clear()
+    assert not torch.is_inference_mode_enabled()
+
+
+class Attention(torch.nn.Module):  # type: ignore[misc,name-defined]  # torch is imported only where it is installed
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+class FixedBatch(torch.nn.Module):  # type: ignore[misc,name-defined]  # as above
+    def forward(self, x: Any) -> Any:
+        return x.view(2, 64).sum(1)
+
+
+class Built(Artifact):
+    """An artifact whose module is at hand."""
+
+    def __init__(self, folder: Path, made: Any, *, graph_only: bool = False) -> None:
+        values = np.random.default_rng(0).standard_normal((2, 1, 8, 8), dtype=np.float32)
+        with torch.no_grad():
+            result = made(torch.tensor(values)).numpy()
+        write_tensors(folder / "inputs-0.safetensors", {"x": values})
+        manifest = Manifest(
+            model=ModelSpec(name="toy"),
+            dims={"batch": 2},
+            module=not graph_only,
+            weights="seeded",
+            seed=0,
+            opset=18,
+            inputs=(TensorSpec(name="x", dtype="float32", shape=values.shape),),
+            outputs=(TensorSpec(name="y", dtype="float32", shape=result.shape),),
+            input_sets=1,
+            parameters=0,
+            weights_bytes=0,
+            deterministic=True,
+            golden=False,
+            export_s=0.0,
+            onnx_max_abs=None,
+            versions={},
+            files={},
+        )
+        super().__init__(folder, manifest)
+        self.made, self.expected = made, result
+
+    def module(self) -> object:
+        return self.made if self.manifest.module else super().module()
+
+
+def request_for(backend: type[Backend], artifact: Artifact, folder: Path, **options: Any) -> CompileRequest:
+    return CompileRequest(
+        artifact=artifact,
+        options=msgspec.convert(options, type=backend.Options),
+        engine_dir=folder,
+        cache_dir=folder,
+        stage=lambda _: contextlib.nullcontext(),
+        progress=lambda *_: None,
+    )
+
+
+def attention_that_ran(artifact: Built, folder: Path, **options: Any) -> set[str]:
+    """Run eager once under the profiler and return the attention operators, after checking the result."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with Eager().compile(request_for(Eager, artifact, folder, **options)) as session:
+        session.bind(artifact.input_set(0))
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            session.execute()
+        np.testing.assert_allclose(session.outputs()["y"], artifact.expected, atol=1e-5)
+        assert session.provider == "torch cpu" + "".join(f" {key}={value}" for key, value in options.items())
+    return {event.name for event in seen.events() if event.name.startswith("aten::_scaled_dot_product")}
+
+
+def test_the_attention_kernel_is_the_one_asked_for_and_free_again_afterwards(tmp_path: Path) -> None:
+    artifact = Built(tmp_path, Attention())
+    by_default = attention_that_ran(artifact, tmp_path)
+    assert attention_that_ran(artifact, tmp_path, sdpa="math") == {"aten::_scaled_dot_product_attention_math"}
+    assert attention_that_ran(artifact, tmp_path, sdpa="flash") == {"aten::_scaled_dot_product_flash_attention_for_cpu"}
+    assert attention_that_ran(artifact, tmp_path) == by_default
+
+
+@pytest.mark.parametrize("kernel", ["efficient", "cudnn"])
+def test_a_kernel_that_the_device_lacks_is_unsupported(kernel: str, tmp_path: Path) -> None:
+    artifact = Built(tmp_path, Attention())
+    with pytest.raises(UnsupportedError, match=f"sdpa={kernel}: torch has no such kernel for this model on cpu"):
+        Eager().compile(request_for(Eager, artifact, tmp_path, sdpa=kernel))
+    assert attention_that_ran(artifact, tmp_path)
+
+
+def test_a_model_without_attention_has_no_kernel_to_choose(tmp_path: Path) -> None:
+    artifact = Built(tmp_path, torch.nn.Identity())
+    with pytest.raises(UnsupportedError, match="it never calls scaled_dot_product_attention"):
+        Eager().compile(request_for(Eager, artifact, tmp_path, sdpa="math"))
+
+
+def test_eager_has_no_engine_for_a_sweep() -> None:
+    with pytest.raises(UsageError, match="takes every shape as it is"):
+        Eager.check(Eager.Options(dynamic=True))
+
+
+@pytest.mark.parametrize("backend", [Eager, TorchCompile])
+def test_an_onnx_file_has_no_module_for_torch(backend: type[Backend], tmp_path: Path) -> None:
+    artifact = Built(tmp_path, Attention(), graph_only=True)
+    with pytest.raises(UnsupportedError, match=r"^needs a torch module, and this model is an ONNX file$"):
+        backend().compile(request_for(backend, artifact, tmp_path))
+
+
+@pytest.mark.parametrize("backend", [Eager, TorchCompile])
+def test_channels_last_needs_an_image(backend: type[Backend], tmp_path: Path) -> None:
+    artifact = Built(tmp_path, Attention())
+    flat = msgspec.structs.replace(artifact.manifest, inputs=(TensorSpec(name="x", dtype="float32", shape=(2, 64)),))
+    artifact.manifest = flat
+    with pytest.raises(UnsupportedError, match="channels_last needs a four-dimensional input"):
+        backend().compile(request_for(backend, artifact, tmp_path, channels_last=True))
+
+
+def test_a_package_takes_no_fullgraph() -> None:
+    with pytest.raises(UsageError, match="leave out fullgraph"):
+        TorchCompile.check(TorchCompileOptions(aot=True, fullgraph=True))
+    TorchCompile.check(TorchCompileOptions(aot=True, dynamic=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"aot": True}])
+def test_a_model_that_fixes_a_size_of_the_sweep_is_unsupported(options: dict[str, Any], tmp_path: Path) -> None:
+    request = request_for(TorchCompile, Built(tmp_path, FixedBatch()), tmp_path, dynamic=True, **options)
+    swept = DynamicShapes(axes={"x": {0: "batch"}}, ranges={"batch": (2, 4)})
+    with pytest.raises(UnsupportedError, match="torch cannot leave batch free in this model"):
+        TorchCompile().compile(dataclasses.replace(request, dynamic=swept))
