@@ -174,8 +174,9 @@ def restore(artifact: Artifact) -> torch.nn.Module:
     from safetensors import SafetensorError, safe_open
 
     manifest, path = artifact.manifest, artifact.weights_path
-    torch.manual_seed(manifest.seed)  # a factory may be given it, or read it
-    module = _built_bare(registry.model(manifest.model), manifest.dims)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(manifest.seed)  # a factory may be given it, or read it
+        module = _built_bare(registry.model(manifest.model), manifest.dims)
     state = module.state_dict()
     # A buffer that is not part of the state dict is loaded too where the artifact holds it.
     own = {**dict(module.named_buffers(remove_duplicate=False)), **state}
