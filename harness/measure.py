@@ -24,6 +24,8 @@ WARM_UP_SECONDS = 0.2
 WARM_UP_AT_MOST_SECONDS = 5.0
 SLOW_ITERATION_SECONDS = 1.0
 """A model whose iteration takes longer averages its own noise: it needs fewer repetitions."""
+VERY_SLOW_ITERATION_SECONDS = 5.0
+"""One visit of such a model takes longer than all visits of an ordinary one."""
 TREND_WINDOW = 5
 TREND_LIMIT = 0.02
 TREND_SPREADS = 2.0

@@ -21,7 +21,7 @@ from harness import protocol
 from harness.environment import usable_cores
 from harness.errors import FallbackError, HarnessError
 from harness.launcher import Launcher, Worker, log_tail
-from harness.measure import SLOW_ITERATION_SECONDS, now_ns
+from harness.measure import SLOW_ITERATION_SECONDS, VERY_SLOW_ITERATION_SECONDS, now_ns
 from harness.records import CONTROL, Failure, Launch, Sitting, Window
 
 Say = Callable[[str], None]
@@ -53,9 +53,11 @@ class Schedule:
     slice_s: float
     input_sets: int
 
-    def visits(self, slow: bool) -> set[int]:
-        """Return the rounds in which a case is visited: all, or two for one whose iteration takes over a second."""
-        return {0, self.rounds // 2} if slow else set(range(self.rounds))
+    def visits(self, iteration_s: float) -> set[int]:
+        """Return the rounds in which a case is visited: all; two if an iteration takes over 1 s, one if over 5 s."""
+        if iteration_s > VERY_SLOW_ITERATION_SECONDS:
+            return {0}
+        return {0, self.rounds // 2} if iteration_s > SLOW_ITERATION_SECONDS else set(range(self.rounds))
 
 
 @dataclass(kw_only=True)
@@ -76,8 +78,8 @@ class _Seated:
     loaded_alone: bool = True
 
     @property
-    def slow(self) -> bool:
-        return bool(self.warm_up_ns) and statistics.median(self.warm_up_ns) > SLOW_ITERATION_SECONDS * 1e9
+    def iteration_s(self) -> float:
+        return statistics.median(self.warm_up_ns) / 1e9 if self.warm_up_ns else 0.0
 
     def sitting(self) -> Sitting:
         return Sitting(
@@ -252,7 +254,7 @@ def _play(
     start = now_ns()
     for round_ in range(schedule.rounds):
         say(f"launch {index + 1}: round {round_ + 1}/{schedule.rounds}")
-        visited = [one for one in seated if one.failure is None and round_ in schedule.visits(one.slow)]
+        visited = [one for one in seated if one.failure is None and round_ in schedule.visits(one.iteration_s)]
         order.shuffle(visited)
         for position, one in enumerate(visited):
             with _leaving_on_error(one, errors):

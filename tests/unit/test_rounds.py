@@ -200,11 +200,18 @@ def test_interruption_keeps_what_was_sampled(tiny: Artifact, launcher: Launcher,
 
 
 @pytest.mark.parametrize(
-    ("count", "slow", "expected"),
-    [(10, False, set(range(10))), (10, True, {0, 5}), (5, True, {0, 2}), (1, True, {0}), (2, True, {0, 1})],
+    ("count", "iteration_s", "expected"),
+    [
+        (10, 0.9, set(range(10))),
+        (10, 1.1, {0, 5}),
+        (5, 1.1, {0, 2}),
+        (1, 1.1, {0}),
+        (2, 1.1, {0, 1}),
+        (10, 5.1, {0}),
+    ],
 )
-def test_visits(count: int, slow: bool, expected: set[int]) -> None:
-    assert Schedule(rounds=count, slice_s=0.1, input_sets=1).visits(slow) == expected
+def test_visits(count: int, iteration_s: float, expected: set[int]) -> None:
+    assert Schedule(rounds=count, slice_s=0.1, input_sets=1).visits(iteration_s) == expected
 
 
 sizes = st.integers(0, 100)

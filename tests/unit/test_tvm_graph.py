@@ -1,0 +1,111 @@
+"""The TVM backend's way in: ONNX files of old opsets, and what it says where free dimensions leave it without tuning."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends.tvm import TVM, Options
+from harness.api import Artifact, CompileRequest, DynamicShapes, TensorSpec
+from harness.artifact import Manifest, write_tensors
+from harness.errors import UnsupportedError
+from harness.modelspec import ModelSpec
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    pytest.importorskip("tvm")
+    pytest.importorskip("onnx")
+
+
+def doubled(folder: Path, operator: str, opset: int, *, batch: int | str = 1) -> Artifact:
+    """Write a model of one node that makes [batch, 1, 2, 2] twice as large; only the ONNX file knows the batch's name."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    node = helper.make_node(operator, ["x", "scales"], ["y"], mode="nearest")
+    graph = helper.make_graph(
+        [node],
+        "doubled",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (batch, 1, 2, 2))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (batch, 1, 4, 4))],
+        [scales],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), folder / "model.onnx"
+    )
+    size = batch if isinstance(batch, int) else 2
+    write_tensors(folder / "inputs-0.safetensors", {"x": np.arange(4 * size, dtype=np.float32).reshape(size, 1, 2, 2)})
+    manifest = Manifest(
+        model=ModelSpec(kind="onnx", name="/elsewhere/doubled.onnx"),
+        dims={},
+        module=False,
+        weights="own",
+        seed=0,
+        opset=opset,
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(size, 1, 2, 2)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(size, 1, 4, 4)),),
+        input_sets=1,
+        parameters=0,
+        weights_bytes=0,
+        deterministic=True,
+        golden=False,
+        export_s=0.0,
+        onnx_max_abs=None,
+        versions={},
+        files={},
+    )
+    return Artifact(folder, manifest)
+
+
+def request_for(artifact: Artifact, options: Options, dynamic: DynamicShapes | None = None) -> CompileRequest:
+    return CompileRequest(
+        artifact=artifact,
+        options=options,
+        dynamic=dynamic,
+        engine_dir=artifact.folder,
+        cache_dir=artifact.folder,
+        stage=lambda _: contextlib.nullcontext(),
+        progress=lambda *_: None,
+    )
+
+
+def outputs(session: Any, artifact: Artifact) -> np.ndarray:
+    session.bind(artifact.input_set(0))
+    session.execute()
+    found: np.ndarray = session.outputs()["y"]
+    return found
+
+
+def test_an_operator_that_only_a_newer_opset_imports_is_converted_and_the_report_says_so(tmp_path: Path) -> None:
+    artifact = doubled(tmp_path, "Upsample", 9)
+    with TVM().compile(request_for(artifact, Options(tuner="none"))) as session:
+        assert session.notes()[1:] == [
+            "the ONNX file was converted from opset 9 to 18: tvm could not import it as it is"
+        ]
+        expected = artifact.input_set(0)["x"].repeat(2, axis=2).repeat(2, axis=3)
+        np.testing.assert_array_equal(outputs(session, artifact), expected)
+
+
+def test_an_operator_that_it_lacks_is_unsupported(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"tvm cannot import 'doubled\.onnx' \(fp32, cpu\): .*Frobnicate"):
+        TVM().compile(request_for(doubled(tmp_path, "Frobnicate", 18), Options(tuner="none")))
+
+
+def test_free_dimensions_leave_kernels_without_a_schedule_and_a_failure_says_what_was_free(tmp_path: Path) -> None:
+    swept = DynamicShapes(axes={"x": {0: "batch"}}, ranges={"batch": (1, 2)})
+    (tmp_path / "damaged").mkdir()
+    damaged = doubled(tmp_path / "damaged", "Upsample", 9, batch="batch")
+    damaged.onnx_path.write_bytes(b"\x93\xff" * 50)
+    with pytest.raises(UnsupportedError, match=r"tvm cannot compile 'doubled\.onnx' \(fp32, cpu, batch free\)"):
+        TVM().compile(request_for(damaged, Options(dynamic=True), swept))
+    artifact = doubled(tmp_path, "Upsample", 9, batch="batch")
+    with TVM().compile(request_for(artifact, Options(dynamic=True), swept)) as session:
+        assert session.provider.endswith(", no schedule")
+        assert "MetaSchedule tunes kernels of one shape only" in session.notes()[0]
+        assert outputs(session, artifact).shape == (2, 1, 4, 4)
