@@ -75,14 +75,13 @@ class TVM(Backend):
     def check(cls, options: BackendOptions) -> None:
         options = cast("Options", options)
         default = cls.Options()
-        untuned = "tuner=none" if options.tuner == "none" else "dynamic=true"
-        if options.tuner != "none" and not options.dynamic:
+        if options.tuner != "none":
             return
         for field in ("trials", "tuning_seconds"):
             if getattr(options, field) != getattr(default, field):
                 raise UsageError(
-                    f"tvm: {field} says how long to tune, but {untuned} does not tune",
-                    hint=f"leave out {field} or {untuned}",
+                    f"tvm: {field} says how long to tune, but tuner=none does not tune",
+                    hint=f"leave out {field} or tuner=none",
                 )
 
     @classmethod

@@ -33,10 +33,14 @@ def prepare(request: CompileRequest, target: Any) -> Prepared:
 
     Raises:
         UnsupportedError: The importer lacks an operator.
+        CompileError: The file is damaged, or there is no kernel for an operator.
     """
     import onnx
 
-    model = onnx.load(request.artifact.onnx_path)
+    try:
+        model = onnx.load(request.artifact.onnx_path)
+    except Exception as exc:  # protobuf's errors and the system's: the file is damaged or gone
+        raise CompileError(f"tvm cannot read the ONNX file of {case_of(request)}: {first_line(exc)}") from exc
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = tuple(entry.name for entry in model.graph.input if entry.name not in constants)
     module, notes = _imported(model, request)

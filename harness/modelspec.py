@@ -117,6 +117,9 @@ def _spec(reference: str, settings: list[str], root: Path) -> ModelSpec:
 def _reference(name: str, raw: dict[str, str]) -> ModelSpec:
     from harness import registry
 
+    if name not in registry.model_names():
+        error = registry.unknown("model", name, registry.model_names())
+        raise UsageError(error.message, hint="or your own: a .onnx or .pt2 file, package.module:factory, hf:NAME")
     kind = registry.model_class(name)
     dims = {key: value for key, value in raw.items() if key in kind.dims}
     options = {key: value for key, value in raw.items() if key not in kind.dims}

@@ -128,15 +128,17 @@ def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
     table = json.loads(stdout)
     assert [row["status"] for row in table["workloads"][0]["rows"]] == ["ok", "ok"]
     assert not survivors()
-    before = json.loads(run_file.read_text())
-    assert before["state"] == "interrupted"
+    run = json.loads(run_file.read_text())
+    assert run["state"] == "interrupted"
+    (before,) = run["workloads"]
     finished = [launch for launch in before["launches"] if launch["complete"]]
     assert finished
 
     done = cli("compare", "--resume", "last", "--out", str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
-    after = json.loads(run_file.read_text())
-    assert after["state"] == "finished"
+    run = json.loads(run_file.read_text())
+    assert run["state"] == "finished"
+    (after,) = run["workloads"]
     assert len(after["launches"]) >= 4
     assert after["launches"][: len(finished)] == finished, "finished launches are kept, not measured again"
     assert [case["stages"]["compile"] for case in after["cases"]] == [
@@ -171,7 +173,7 @@ def _wait_for_launches(out: Path, count: int) -> Path:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for path in out.glob("*/run.json"):
-            if len(json.loads(path.read_text())["launches"]) >= count:
+            if len(json.loads(path.read_text())["workloads"][0]["launches"]) >= count:
                 return path
         time.sleep(0.1)
     raise AssertionError("no launch was finished in time")

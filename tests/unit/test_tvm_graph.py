@@ -1,4 +1,4 @@
-"""The TVM backend's way in: ONNX files of old opsets, and what it says where free dimensions leave it without tuning."""
+"""The TVM backend's way in: ONNX files of old opsets, and what it says where dimensions are free."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends import tvm_graph
 from backends.tvm import TVM, Options
 from harness.api import Artifact, CompileRequest, DynamicShapes, TensorSpec
 from harness.artifact import Manifest, write_tensors
-from harness.errors import UnsupportedError
+from harness.errors import CompileError, UnsupportedError
 from harness.modelspec import ModelSpec
+
+SWEPT = DynamicShapes(axes={"x": {0: "batch"}}, ranges={"batch": (1, 2)})
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,7 @@ def _installed() -> None:
 
 
 def doubled(folder: Path, operator: str, opset: int, *, batch: int | str = 1) -> Artifact:
-    """Write a model of one node that makes [batch, 1, 2, 2] twice as large; only the ONNX file knows the batch's name."""
+    """Write a model of one node that makes [batch, 1, 2, 2] twice as large; a name for the batch leaves it free."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -97,15 +100,29 @@ def test_an_operator_that_it_lacks_is_unsupported(tmp_path: Path) -> None:
         TVM().compile(request_for(doubled(tmp_path, "Frobnicate", 18), Options(tuner="none")))
 
 
-def test_free_dimensions_leave_kernels_without_a_schedule_and_a_failure_says_what_was_free(tmp_path: Path) -> None:
-    swept = DynamicShapes(axes={"x": {0: "batch"}}, ranges={"batch": (1, 2)})
-    (tmp_path / "damaged").mkdir()
-    damaged = doubled(tmp_path / "damaged", "Upsample", 9, batch="batch")
-    damaged.onnx_path.write_bytes(b"\x93\xff" * 50)
-    with pytest.raises(UnsupportedError, match=r"tvm cannot compile 'doubled\.onnx' \(fp32, cpu, batch free\)"):
-        TVM().compile(request_for(damaged, Options(dynamic=True), swept))
+def test_a_damaged_file_is_no_matter_of_free_dimensions(tmp_path: Path) -> None:
     artifact = doubled(tmp_path, "Upsample", 9, batch="batch")
-    with TVM().compile(request_for(artifact, Options(dynamic=True), swept)) as session:
+    artifact.onnx_path.write_bytes(b"\x93\xff" * 50)
+    with pytest.raises(CompileError, match=r"tvm cannot read the ONNX file of 'doubled\.onnx'"):
+        TVM().compile(request_for(artifact, Options(dynamic=True), SWEPT))
+
+
+def test_free_dimensions_leave_kernels_without_a_schedule(tmp_path: Path) -> None:
+    artifact = doubled(tmp_path, "Upsample", 9, batch="batch")
+    with TVM().compile(request_for(artifact, Options(dynamic=True), SWEPT)) as session:
         assert session.provider.endswith(", no schedule")
         assert "MetaSchedule tunes kernels of one shape only" in session.notes()[0]
         assert outputs(session, artifact).shape == (2, 1, 4, 4)
+
+
+def test_a_graph_that_free_dimensions_break_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise TypeError("object of type 'NoneType' has no len()")
+
+    artifact = doubled(tmp_path, "Upsample", 9, batch="batch")
+    monkeypatch.setattr(tvm_graph, "_lower", lost)
+    with pytest.raises(UnsupportedError, match=r"'doubled\.onnx' \(fp32, cpu, batch free\): TypeError") as raised:
+        TVM().compile(request_for(artifact, Options(dynamic=True), SWEPT))
+    assert raised.value.hint == "leave out dynamic=true: every shape then gets its own engine"
+    with pytest.raises(CompileError, match=r"'doubled\.onnx' \(fp32, cpu\): TypeError"):
+        TVM().compile(request_for(artifact, Options(tuner="none")))
