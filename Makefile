@@ -45,9 +45,10 @@ check-system:
 	  { echo "error: the venv module is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
 	@command -v g++ >/dev/null || { echo "error: g++ is missing, torch.compile needs it; run: sudo apt-get install g++" >&2; exit 1; }
 
-# Every reference model in eager and ONNX Runtime: hours of work for a laptop, so a table of its own.
+# Every reference model in eager and ONNX Runtime, an hour on two cores: docs/reference.md is what it printed.
 reference: $(VENV)/.installed-all-$(KIND)
-	$(VENV)/bin/harness compare --suite reference --backends eager,onnxruntime $(ARGS)
+	$(VENV)/bin/harness compare --suite reference --backends eager,onnxruntime \
+	  --launches 3 --budget 25 --input-sets 1 --timeout 3000 $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -16,7 +16,7 @@ from harness.records import Environment
 
 LIBRARIES = (
     "torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "apache-tvm", "apache-tvm-ffi",
-    "tensorrt", "tensorrt-rtx", "numpy", "scipy",
+    "tensorrt", "tensorrt-rtx", "transformers", "diffusers", "numpy", "scipy",
 )  # fmt: skip
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
