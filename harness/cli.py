@@ -153,7 +153,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
-@click.option("--batch", type=Sizes(), default="1", show_default=True, help="Items in one inference; 1,4,32: a sweep.")
+@click.option("--batch", type=Sizes(), show_default="1", help="Items in one inference; 1,4,32: a sweep.")
 @click.option("--dynamic", is_flag=True, help="Beside each engine one that takes all shapes of the sweep.")
 @_seed
 @_threads
@@ -279,7 +279,7 @@ def models(name: str | None, as_json: bool) -> int:
 
 @cli.command()
 @_subject
-@click.option("--batch", type=Whole(1, 1 << 20), default=1, show_default=True, help="Items in one inference.")
+@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
 @_seed
 @_threads
 @_opset

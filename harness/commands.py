@@ -23,7 +23,7 @@ from harness.errors import StoreError, UsageError
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
-from harness.paths import cache_root, folder_bytes, make_folder
+from harness.paths import cache_root, folder_bytes, make_folder, users_path
 from harness.plan import asked_variants
 from harness.progress import Narrator
 from harness.records import Run, Settings
@@ -43,7 +43,7 @@ RESUMABLE = {"resume", "out", "budget", "launches", "timeout", "memory_limit", "
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
     _refuse_conflicts(given, explicit)
-    folder, run = _resumed(given, explicit) if given["resume"] else _started(given)
+    folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
     with Narrator(quiet=given["quiet"]) as narrator:
@@ -56,7 +56,7 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         except StoreError as exc:
             broken = exc
         except UsageError:
-            if not any(workload.cases for workload in comparison.run.workloads):
+            if not given["resume"] and not any(workload.cases for workload in comparison.run.workloads):
                 shutil.rmtree(folder.path, ignore_errors=True)  # nothing was done: nothing is left behind
             raise
     run = comparison.run
@@ -83,6 +83,18 @@ def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
         singular = {"models": "model", "dims": "dim", "shapes": "shape"}
         flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
         raise UsageError(f"--resume takes everything from the run; leave out {flags}")
+
+
+def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
+    """Return what was given, without what the command line overrides in a file of defaults."""
+    changes: dict[str, Any] = {}
+    if "suite" in explicit and "models" not in explicit:
+        changes["models"] = ()
+    if "models" in explicit and "suite" not in explicit:
+        changes["suite"] = None
+    if "launches" in explicit and "quick" not in explicit:
+        changes["quick"] = False
+    return {**given, **changes}
 
 
 def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
@@ -112,9 +124,6 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         **subject,
         **amounts,
     )
-    if any(spec.kind != "reference" for spec in specs) and given["batch"] == [1]:
-        # Whether a model of the user's own has a batch dimension is known once it is read; 1 is what it gets then.
-        settings = msgspec.structs.replace(settings, dims={k: v for k, v in settings.dims.items() if k != BATCH})
     variants = asked_variants(settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
@@ -145,14 +154,16 @@ def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
     """
     batch = given["batch"]
     dims = parse_dims(given["dims"])
-    if BATCH in dims and batch not in (1, [1]):
-        raise UsageError("--batch and --dim batch contradict each other; give one")
+    if batch is not None:
+        if BATCH in dims:
+            raise UsageError("--batch and --dim batch contradict each other; give one")
+        dims = {BATCH: batch if isinstance(batch, list) else [batch]} | dims
     weights, inputs = given["weights"], given["inputs"]
     names = [spec.label for spec in specs]
     for option, path in (("--weights", weights), ("--inputs", inputs)):
         if path is None or (option == "--weights" and path in NAMED_WEIGHTS):
             continue
-        if not Path(path).expanduser().exists():
+        if not users_path(path).exists():
             known = f"{', '.join(NAMED_WEIGHTS)} or a file" if option == "--weights" else "an .npz file or a folder"
             raise UsageError(f"{option} {path}: there is no such file", hint=f"{option} takes {known}")
         if len(specs) > 1:
@@ -162,10 +173,10 @@ def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
             if spec.kind == "reference" and memory.reference(spec).public is None:
                 raise UsageError(f"{spec.label} has no public weights", hint="--weights seeded, or the path of a file")
     return {
-        "dims": {BATCH: batch if isinstance(batch, list) else [batch]} | dims,
+        "dims": dims,
         "shapes": parse_shapes(given["shapes"]),
-        "weights": weights if weights in (None, *NAMED_WEIGHTS) else str(Path(weights).expanduser().absolute()),
-        "inputs": str(Path(inputs).expanduser().absolute()) if inputs else None,
+        "weights": weights if weights in (None, *NAMED_WEIGHTS) else str(users_path(weights)),
+        "inputs": str(users_path(inputs)) if inputs else None,
     }
 
 
@@ -193,7 +204,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
     for name, key in (("launches", "launches"), ("budget", "budget_s"), ("timeout", "timeout_s")):
         if name in explicit:
             changes[key] = given[name]
-    if given["memory_limit"]:
+    if "memory_limit" in explicit:
         changes["memory_limit_bytes"] = int(given["memory_limit"] * 2**30)
     return folder, msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **changes))
 
@@ -271,8 +282,6 @@ def run_export(given: dict[str, Any]) -> None:
 def _one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
     subject = _subject(given, [spec])
     own = spec.kind != "reference"
-    if own and given["batch"] == 1:
-        del subject["dims"][BATCH]
     refuse_unknown([spec], subject["dims"], subject["shapes"])
     sizes = sweep(spec, subject["dims"], subject["shapes"])
     for name, values in sizes.items():

@@ -16,7 +16,7 @@ from harness.artifact import Artifact, TensorSpec
 from harness.compiling import Compiled, Compiler, blank_case
 from harness.engines import EngineStore
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UsageError
-from harness.export import Recipe, ensure_artifact
+from harness.export import Recipe, ensure_artifact, is_exported
 from harness.launcher import Launcher
 from harness.ledger import Ledger, Page
 from harness.measuring import Measuring
@@ -27,6 +27,8 @@ from harness.records import REUSED, Case, Failure, ModelInfo, Run, Workload
 from harness.rounds import describe
 from harness.store import RunFolder
 from harness.workloads import dynamic_ranges
+
+WEIGHTS = "weights.safetensors"
 
 
 class Comparison:
@@ -83,24 +85,26 @@ class Comparison:
         compiled = self._compile(page, artifact, engines)
         Measuring(page, artifact, self._settings, self._launcher, self._say).measure(compiled)
         for case in page.workload.cases:
-            if case.engine:
+            if case.engine and (case.failure is None or case.status == "drifted"):
                 engines.prune(Path(case.engine).parent)
+            elif case.engine:  # it was built, and did not run: it is no engine for a later run to start from
+                engines.forget(Path(case.engine).parent)
 
     # ---- export
 
     def _export(self, page: Page) -> Artifact | None:
         workload = page.workload
-        if reason := self._too_large(workload):
-            self._end(page, "out_of_memory", Failure(stage="plan", message=reason, hint="choose a smaller --batch"))
+        recipe = self._recipe(workload)
+        if not is_exported(recipe) and (reason := self._too_large(workload)):
+            hint = "a larger --memory-limit, a smaller model, or a smaller --batch"
+            self._end(page, "out_of_memory", Failure(stage="plan", message=reason, hint=hint))
             return None
         if lacking := _lacking(workload):
             self._end(page, "unavailable", lacking)
             return None
         self._say.doing(f"exporting {workload.key}")
         try:
-            artifact, cached = ensure_artifact(
-                self._recipe(workload), self._launcher, on_progress=self._say.detail, say=self._say.done
-            )
+            artifact, cached = ensure_artifact(recipe, self._launcher, on_progress=self._say.detail, say=self._say.done)
         except (ExportError, OutOfMemory) as exc:
             failure = describe(exc, "export", Path(exc.log) if exc.log else None)
             self._end(page, exc.status, failure)
@@ -110,6 +114,8 @@ class Comparison:
         self._say.done(f"exported {workload.key}: {source}, {manifest.parameters / 1e6:.1f} M parameters")
         for note in manifest.notes:
             page.note(note)
+        if workload.failure is not None:  # of the first try of a resumed run
+            page.change(failure=None, cases=[])
         page.update(dims=manifest.dims, batch=manifest.dims.get(BATCH, 1), info=_model_info(artifact, cached=cached))
         return artifact
 
@@ -118,7 +124,7 @@ class Comparison:
         own = workload.model.kind != "reference"
         return Recipe(
             model=workload.model,
-            dims=workload.dims,
+            dims=workload.asked,
             shapes=settings.shapes if own else {},
             weights=settings.weights or ("own" if own else "seeded"),
             inputs=settings.inputs,
@@ -127,14 +133,14 @@ class Comparison:
             opset=settings.opset,
         )
 
-    def _dynamic_artifact(self, workload: Workload) -> Artifact:
+    def _dynamic_artifact(self, workload: Workload, static: Artifact) -> Artifact:
         """Return the export that leaves the dimensions of the sweep free, made once for all of its points.
 
         Raises:
-            ExportError: The model cannot be exported so.
+            ExportError: The model cannot be exported so, or is another model at each size.
         """
-        swept = dynamic_ranges(workload.model, self._settings)
-        dims = workload.dims | {name: high for name, (_, high) in swept.items()}
+        swept = dynamic_ranges(workload, self._settings)
+        dims = workload.asked | {name: high for name, (_, high) in swept.items()}
         recipe = msgspec.structs.replace(self._recipe(workload), dims=dims, shapes={}, inputs=None, dynamic=swept)
         key = recipe.key()
         if key not in self._dynamic:
@@ -150,6 +156,11 @@ class Comparison:
         made = self._dynamic[key]
         if isinstance(made, HarnessError):
             raise made
+        if made.manifest.files.get(WEIGHTS) != static.manifest.files.get(WEIGHTS):
+            raise ExportError(
+                f"the weights of {workload.model.label} depend on the sizes of its inputs: no engine fits them all",
+                hint="draw the weights before the example inputs, or leave out --dynamic",
+            )
         return made
 
     def _too_large(self, workload: Workload) -> str | None:
@@ -163,7 +174,14 @@ class Comparison:
         )
 
     def _end(self, page: Page, status: str, failure: Failure) -> None:
-        """End a workload before its first case: one reason, and a row for every case."""
+        """End a workload before its first case: one reason, and a row for every case.
+
+        What a resumed run has measured already is kept.
+        """
+        if page.workload.launches:
+            page.note(f"it cannot be measured further: {failure.message.splitlines()[0]}")
+            page.update()
+            return
         short = msgspec.structs.replace(failure, log_tail="")
         cases = [
             msgspec.structs.replace(blank_case(self._settings, page.workload, variant), status=status, failure=short)
@@ -182,7 +200,7 @@ class Comparison:
             self._launcher,
             engines,
             self._say.detail,
-            dynamic=lambda: self._dynamic_artifact(page.workload),
+            dynamic=lambda: self._dynamic_artifact(page.workload, artifact),
             failed=self._failed,
         )
         done = {case.id: case for case in page.workload.cases}
@@ -195,7 +213,8 @@ class Comparison:
                 self._say.doing(f"compiling {variant.id} ({index + 1}/{len(self._variants)})")
                 result = compiler.compile(variant)
                 self._say.done(f"shared {variant.id}" if result.shared else _compile_line(result.case))
-                self._forget(page, variant.id)
+                if before is None or before.engine_created != result.case.engine_created:
+                    self._forget(page, variant.id)
                 self._warn_of_another_device(page, result.case)
             compiled[variant.id] = result
             page.replace_case(result.case, order)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 
 from harness import environment, protocol, registry
-from harness.artifact import Artifact
-from harness.engines import FILES, Engine, EngineStore, backend_cache
+from harness.api import Backend
+from harness.artifact import Artifact, sha256
+from harness.engines import FILES, MANIFEST, Engine, EngineStore, backend_cache
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnavailableError, UnsupportedError
 from harness.export import DEFAULT_OPSET, INPUT_SETS
 from harness.launcher import Launcher, OnProgress, Worker
@@ -27,6 +31,7 @@ from harness.records import REUSED, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
 from harness.store import now_utc
 
+SLUG_CHARACTERS = 60
 DEFAULT_TIMEOUT_S = 900.0
 """Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
 
@@ -133,7 +138,7 @@ class Compiler:
             engine_dir="",
             cache_dir=str(backend_cache(variant.backend)),
         )
-        folder = self._engines.folder(spec, variant.id, graph.hash, self._machine) / FILES
+        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind)) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
         seat = Seat(
             case=variant.id,
@@ -142,6 +147,17 @@ class Compiler:
             slug=f"{_slug(self._workload.key)}-{variant.slug}",
         )
         return spec, seat, case
+
+    def _built_by(self, kind: type[Backend]) -> str:
+        """Return what an engine depends on beside its case: the CPU, the interpreter, and the backend's own code."""
+        package = kind.__module__.partition(".")[0]
+        modules = {kind.__module__}
+        for value in vars(sys.modules[kind.__module__]).values():
+            name = value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
+            if name.startswith(f"{package}."):
+                modules.add(name)
+        files = [inspect.getsourcefile(sys.modules[name]) for name in sorted(modules) if name in sys.modules]
+        return "\n".join([self._machine, *(sha256(Path(file)) for file in files if file)])
 
     def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
         """Return the case of a variant that there is nothing to compile for."""
@@ -157,7 +173,7 @@ class Compiler:
         except (ExportError, OutOfMemory):
             return None
         engine = self._engines.read(Path(seat.spec.engine_dir).parent)
-        if engine is None:
+        if engine is None or engine.created != case.engine_created:
             return None
         again = self.finished(fresh, seat, engine)
         return Compiled(case=case, seat=again.seat, resident_bytes=again.resident_bytes)
@@ -166,7 +182,16 @@ class Compiler:
         for path, engine in self._engines.earlier(folder):
             if engine.versions != versions:
                 continue
-            shutil.copytree(path, folder, symlinks=True, dirs_exist_ok=True, copy_function=_link_or_copy)
+            try:
+                # Without the manifest, which marks it as complete and is written when all of it is there.
+                ignored = shutil.ignore_patterns(MANIFEST)
+                shutil.copytree(
+                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=_link_or_copy
+                )
+            except OSError:  # another run deleted it meanwhile, or the disk is full: compiling will tell
+                shutil.rmtree(folder, ignore_errors=True)
+                make_folder(folder / FILES, "the engine folder")
+                continue
             facts = {**engine.opened.facts, REUSED: engine.created}
             return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
         return None
@@ -235,6 +260,7 @@ class Compiler:
             notes=engine.opened.notes,
             engine_bytes=engine.engine_bytes,
             engine=seat.spec.engine_dir,
+            engine_created=engine.created,
             peak_compile_bytes=engine.peak_compile_bytes,
         )
         return Compiled(case=case, seat=seat if engine.opened.runnable else None, resident_bytes=engine.resident_bytes)
@@ -273,11 +299,16 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
     defaults: Mapping[str, int] = {BATCH: 1}
     if workload.model.kind == "reference":
         defaults = registry.model_class(workload.model.name).dims
-    for name, size in workload.dims.items():
-        if defaults.get(name) != size:
-            words += ["--batch", str(size)] if name == BATCH else ["--dim", f"{name}={size}"]
-    for name, shape in settings.shapes.items():
-        words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
+    sizes = {name: [size] for name, size in workload.asked.items()}
+    if variant.options.get("dynamic"):  # its engine is for the whole sweep
+        sizes |= {name: several for name, several in settings.dims.items() if name in sizes}
+    for name, several in sizes.items():
+        if several != [defaults.get(name)]:
+            text = ",".join(map(str, several))
+            words += ["--batch", text] if name == BATCH else ["--dim", f"{name}={text}"]
+    if workload.model.kind != "reference":
+        for name, shape in settings.shapes.items():
+            words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
     for flag, value, default in (
@@ -289,12 +320,18 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
         ("--memory-limit", settings.memory_limit_bytes / 2**30, environment.default_memory_limit() / 2**30),
     ):
         if value != default:
-            words += [flag, f"{value:g}"]
+            words += [flag, str(int(value) if float(value).is_integer() else value)]
     return shlex.join(words)
 
 
+def _identity(graph: Artifact) -> str:
+    # The sizes that stay free are not in the graph's own bytes, and an engine is built for them.
+    return f"{graph.hash} {sorted(graph.manifest.dynamic.items())}"
+
+
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)[:60]
+    name = re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
+    return name if len(name) <= SLUG_CHARACTERS else f"{name[:20]}-{name[-(SLUG_CHARACTERS - 21) :]}"
 
 
 def _link_or_copy(source: str, target: str) -> None:

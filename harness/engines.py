@@ -89,6 +89,10 @@ class EngineStore:
         """Mark an engine as complete."""
         write_atomically(folder / MANIFEST, msgspec.json.encode(engine))
 
+    def forget(self, folder: Path) -> None:
+        """Take the mark of completeness from an engine: nobody starts from it any more."""
+        (folder / MANIFEST).unlink(missing_ok=True)
+
     def prune(self, folder: Path) -> None:
         """Delete engines of the same key from runs that are over: the newest is enough."""
         for path in folder.parent.glob("*"):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -71,11 +72,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             listing = sorted(path.name for path in Path(self.inputs).iterdir())
         parts = [
             *listing,
-            msgspec.json.encode(self).decode(),
+            msgspec.json.encode(msgspec.structs.replace(self, model=self._what())).decode(),
             *(sha256(path) for path in self._code()),
             *(f"{name}=={_version(name)}" for name in LIBRARIES),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+    def _what(self) -> ModelSpec:
+        # Sizes are the recipe's own; where the command was given matters to a factory only.
+        root = self.model.root if self.model.kind == "factory" else ""
+        return msgspec.structs.replace(self.model, dims={}, root=root)
 
     @property
     def slug(self) -> str:
@@ -86,7 +92,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         """Return the source files of the model, of what its module imports from beside it, and of the export."""
         kind = type(registry.model(self.model))
         package = kind.__module__.partition(".")[0]
-        beside = {str(getattr(value, "__module__", "")) for value in vars(sys.modules[kind.__module__]).values()}
+        beside = {
+            value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
+            for value in vars(sys.modules[kind.__module__]).values()
+        }
         modules = {kind.__module__, *(name for name in beside if name.startswith(f"{package}."))}
         found = [inspect.getsourcefile(sys.modules[name]) for name in sorted(modules) if name in sys.modules]
         return [*map(Path, filter(None, found)), *(Path(__file__).with_name(f"{name}.py") for name in WORKER_HALF)]
@@ -95,6 +104,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 def exports_root() -> Path:
     """Return the folder that holds all artifacts."""
     return cache_root() / "exports"
+
+
+def is_exported(recipe: Recipe) -> bool:
+    """Return whether the cache has an artifact for a recipe; it may still turn out to be damaged."""
+    return (exports_root() / f"{recipe.slug}-{recipe.key()}" / MANIFEST).is_file()
 
 
 def ensure_artifact(
@@ -164,8 +178,10 @@ def _check_room(recipe: Recipe, root: Path) -> None:
 
 def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: OnProgress) -> None:
     name = recipe.model.label
+    log: str | None = None
     try:
         with launcher.start("export") as worker:
+            log = str(worker.log)
             request = protocol.Export(
                 model=recipe.model,
                 dims=recipe.dims,
@@ -184,17 +200,18 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
         if exported.module:
             on_progress(protocol.Progress(text="checking the ONNX file against eager"))
             with launcher.start("export-check") as worker:
+                log = str(worker.log)
                 check = protocol.Check(folder=str(part), input_sets=exported.input_sets)
                 max_abs = worker.call(check, protocol.Checked, timeout_s=launcher.timeout_s).max_abs
-    except (UsageError, OutOfMemory) as exc:
-        exc.log = exc.log or (str(worker.log) if isinstance(exc, OutOfMemory) else None)
+    except (UsageError, StoreError, OutOfMemory) as exc:
+        exc.log = exc.log or (log if isinstance(exc, OutOfMemory) else None)
         raise
     except HarnessError as exc:
         if any(sign in exc.message for sign in DISK_FULL):
             raise StoreError(
                 f"the export of {name} cannot be written to {part.parent}: No space left on device", hint=FREE_SPACE
             ) from exc
-        failure = ExportError(exc.message, hint=exc.hint, log=exc.log or str(worker.log))
+        failure = ExportError(exc.message, hint=exc.hint, log=exc.log or log)
         failure.worker_traceback = exc.worker_traceback
         raise failure from exc
     manifest = _manifest(recipe, exported, max_abs, part)

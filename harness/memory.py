@@ -56,4 +56,5 @@ def reference(spec: ModelSpec) -> ReferenceModel:
 
 
 def _file_bytes(spec: ModelSpec) -> int:
-    return Path(spec.name).stat().st_size if spec.kind in ("onnx", "exported") else 0
+    path = Path(spec.name)
+    return path.stat().st_size if spec.kind in ("onnx", "exported") and path.is_file() else 0

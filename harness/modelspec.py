@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from harness.errors import UsageError
+from harness.paths import users_path
 
 Scalar = str | int | float | bool | None
 Kind = Literal["reference", "onnx", "exported", "hub", "factory"]
@@ -106,7 +107,7 @@ def _spec(reference: str, settings: list[str], root: Path) -> ModelSpec:
         name = str(_existing(reference, root))
     elif kind == "hub":
         name = reference.partition(":")[2]
-        folder = (root / Path(name).expanduser()).absolute()
+        folder = users_path(name, root)
         if folder.is_dir():
             name = str(folder)
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -144,7 +145,7 @@ def _kind(reference: str) -> Kind:
 
 
 def _existing(reference: str, root: Path) -> Path:
-    path = (root / Path(reference).expanduser()).absolute()
+    path = users_path(reference, root)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"{path} {what}", hint="give the path of a model file: --model path/to/model.onnx")
@@ -152,7 +153,7 @@ def _existing(reference: str, root: Path) -> Path:
 
 
 def _is_file(text: str, root: Path) -> bool:
-    path = root / Path(text).expanduser()
+    path = users_path(text, root)
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 

@@ -22,6 +22,15 @@ def cache_root() -> Path:
     return user_cache_path("harness")
 
 
+def users_path(text: str, root: Path | None = None) -> Path:
+    """Return what the user means by a path: `~` is a home, and what is relative starts at `root`."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        path = Path(text)
+    return ((root or Path.cwd()) / path).absolute()
+
+
 def make_folder(path: Path, what: str, *, hint: str | None = None) -> Path:
     """Create a folder and make sure that files can be written in it.
 

@@ -147,7 +147,8 @@ def with_dynamic(variants: list[Variant]) -> list[Variant]:
             words = ",".join(f"{key}={_text(value)}" for key, value in variant.options.items())
             text = f"{variant.backend}:{words},dynamic=true" if words else f"{variant.backend}:dynamic=true"
             sibling = parse_variants([text])[0]
-            out.append(dataclasses.replace(sibling, asked_by_name=variant.asked_by_name))
+            if sibling.id not in {one.id for one in variants}:
+                out.append(dataclasses.replace(sibling, asked_by_name=False))
     return _number([dataclasses.replace(one, id=one.id.partition("#")[0]) for one in out])
 
 
@@ -181,6 +182,9 @@ def find_baseline(variants: list[Variant], wanted: str | None, *, graph_only: bo
     spelling = wanted
     if ":" in wanted and wanted not in ids:
         spelling = ",".join(variant.id for variant in parse_variants([wanted]))
+    if spelling not in ids and ":" in wanted:  # the same options in another order
+        (asked,) = parse_variants([wanted])
+        spelling = next((v.id for v in variants if (v.backend, v.options) == (asked.backend, asked.options)), spelling)
     match = spelling if spelling in ids else next((v.id for v in variants if v.backend == wanted), None)
     if match is None:
         raise UsageError(f"baseline '{wanted}' is not among the cases", hint="it must be one of: " + ", ".join(ids))

@@ -154,6 +154,8 @@ class Case(Record, frozen=True, kw_only=True):
     engine_bytes: int | None = None
     engine: str | None = None
     """Folder of the saved engine."""
+    engine_created: str | None = None
+    """When it was built: tells it from another one in the same place."""
     peak_compile_bytes: int | None = None
     drift: list[OutputDrift] = []
     outputs_sha256: str | None = None
@@ -213,8 +215,10 @@ class Workload(Record, frozen=True, kw_only=True):
     key: str
     """Unique in the run: `resnet50`, `resnet50 batch=4`."""
     model: ModelSpec
-    dims: dict[str, int]
+    asked: dict[str, int] = {}
     """Sizes of free dimensions, as far as they are known before the export."""
+    dims: dict[str, int]
+    """Sizes of all free dimensions, once the model was exported."""
     batch: int
     """Items in one inference."""
     precision: str = "fp32"

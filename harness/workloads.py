@@ -43,6 +43,7 @@ def plan_workloads(specs: list[ModelSpec], variants: list[Variant], settings: Se
                 Workload(
                     key=f"{key}#{taken + 1}" if taken else key,
                     model=spec,
+                    asked=dims,
                     dims=dims,
                     batch=dims.get(BATCH, 1),
                     precision=settings.precision,
@@ -52,16 +53,16 @@ def plan_workloads(specs: list[ModelSpec], variants: list[Variant], settings: Se
     return workloads
 
 
-def dynamic_ranges(spec: ModelSpec, settings: Settings) -> dict[str, tuple[int, int]]:
+def dynamic_ranges(workload: Workload, settings: Settings) -> dict[str, tuple[int, int]]:
     """Return what an engine for the whole sweep must take: free dimension -> smallest and largest size.
 
     The dimensions that the sweep varies; where it varies none, the batch, from 1 to twice what was asked for. The
     largest size is at least 2, because compilers take a dimension of 1 for a constant.
     """
-    swept = {name: sizes for name, sizes in sweep(spec, settings.dims, settings.shapes).items() if len(sizes) > 1}
+    sizes_of = sweep(workload.model, settings.dims, settings.shapes)
+    swept = {name: sizes for name, sizes in sizes_of.items() if len(sizes) > 1}
     if not swept:
-        batch = sweep(spec, settings.dims, settings.shapes).get(BATCH, [1])[0]
-        return {BATCH: (1, max(2, 2 * batch))}
+        return {BATCH: (1, max(2, 2 * workload.dims.get(BATCH, 1)))}
     return {name: (min(sizes), max(2, *sizes)) for name, sizes in swept.items()}
 
 
@@ -75,6 +76,9 @@ def sweep(spec: ModelSpec, dims: Mapping[str, list[int]], shapes: Mapping[str, l
         return {**dims, **{name: [size] for name, size in spec.dims.items()}}
     defaults = registry.model_class(spec.name).dims
     shaped = _dims_of_shapes(spec, shapes)
+    for name, sizes in shaped.items():
+        if name in dims and dims[name] != sizes:
+            raise UsageError(f"--shape sets {name} to {sizes[0]}, and it is asked for as {dims[name]}; give one")
     return {
         name: [spec.dims[name]] if name in spec.dims else shaped.get(name) or dims.get(name) or [size]
         for name, size in defaults.items()

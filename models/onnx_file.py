@@ -8,6 +8,7 @@ axis 0 that are named like a batch, or not at all, are all called `batch`. A nam
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -238,7 +239,7 @@ def _fix(
         if isinstance(size, int):
             continue
         dim.Clear()
-        if size in dynamic:
+        if set(re.findall(r"\w+", size)) & set(dynamic):  # one of them, or a formula over them such as `past + 1`
             dim.dim_param = size
         else:
             dim.dim_value = dims[size]

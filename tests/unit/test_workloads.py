@@ -60,14 +60,19 @@ def test_an_items_own_size_goes_before_the_commands() -> None:
 
 
 def test_a_shape_sets_the_dimensions_that_it_names() -> None:
-    (found,) = planned(["tiny"], shapes={"input": [3, 3, 32, 32]})
+    (found,) = planned(["tiny"], dims={}, shapes={"input": [3, 3, 32, 32]})
     assert (found.dims, found.batch, found.key) == ({"batch": 3}, 3, "tiny batch=3")
 
 
 @pytest.mark.parametrize("shape", [[3, 3, 32], [3, 1, 32, 32], [3, 3, 32, 33]])
 def test_a_shape_that_does_not_fit_is_refused(shape: list[int]) -> None:
     with pytest.raises(UsageError, match="expected batchx3x32x32"):
-        planned(["tiny"], shapes={"input": shape})
+        planned(["tiny"], dims={}, shapes={"input": shape})
+
+
+def test_a_shape_and_a_sweep_of_one_dimension_contradict_each_other() -> None:
+    with pytest.raises(UsageError, match="--shape sets batch to 3"):
+        planned(["tiny"], dims={"batch": [1, 4]}, shapes={"input": [3, 3, 32, 32]})
 
 
 def test_a_dimension_or_input_that_no_model_has_is_refused() -> None:
@@ -108,8 +113,8 @@ def test_suites_come_before_single_models_and_each_model_once() -> None:
     ],
 )
 def test_dynamic_ranges(dims: dict[str, list[int]], expected: dict[str, tuple[int, int]]) -> None:
-    (spec,) = parse_models(["bert-base"], HERE)
-    assert dynamic_ranges(spec, settings(dims=dims)) == expected
+    workload = planned(["bert-base"], dims=dims)[0]
+    assert dynamic_ranges(workload, settings(dims=dims)) == expected
 
 
 def test_every_engine_has_a_dynamic_sibling_and_what_has_no_engine_has_none() -> None:
@@ -121,8 +126,9 @@ def test_every_engine_has_a_dynamic_sibling_and_what_has_no_engine_has_none() ->
         "onnxruntime:level=basic",
         "onnxruntime:level=basic,dynamic=true",
     ]
-    (_, sibling) = with_dynamic(parse_variants(["all"]))[1:3]
-    assert not sibling.asked_by_name
+    assert not any(one.asked_by_name for one in with_dynamic(parse_variants(["onnxruntime"]))[1:])
+    twice = [one.id for one in with_dynamic(parse_variants(["onnxruntime,onnxruntime:dynamic=true"]))]
+    assert twice == ["onnxruntime", "onnxruntime:dynamic=true"]
 
 
 def test_sizes_dims_and_shapes_are_parsed() -> None:
