@@ -118,6 +118,8 @@ def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     run_file = _wait_for_launches(tmp_path / "out", 1)
     process.send_signal(number)
