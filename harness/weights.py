@@ -152,9 +152,9 @@ def _public(model: ReferenceModel, dims: Mapping[str, int]) -> tuple[torch.nn.Mo
 
 
 def _renamed(model: Model, module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # What was saved from the module itself has its names already.
-    own = {name for name in module.state_dict() if not name.endswith(COUNTERS)}
-    return tensors if own <= set(tensors) else model.own_names(tensors)
+    # What was saved from the module itself has its names already, and no others.
+    own, given = ({name for name in names if not name.endswith(COUNTERS)} for names in (module.state_dict(), tensors))
+    return tensors if own == given else model.own_names(tensors)
 
 
 def _published(public: PublicWeights, fetched: Fetched | None) -> Provenance:

@@ -267,4 +267,5 @@ def _is_size(value: object) -> bool:
 def _described(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}: " + ", ".join(type(item).__name__ for item in value[:4])
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

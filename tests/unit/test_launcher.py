@@ -198,7 +198,8 @@ def test_timeout_ends_the_whole_tree(impostor: Impostor) -> None:
         """
     )
     ask(worker)
-    assert wait_until(lambda: len(marked(worker)) == 4), marked(worker)
+    # The one in the middle of the double fork may still be there.
+    assert wait_until(lambda: len(marked(worker)) >= 4), marked(worker)
     with pytest.raises(StepTimeout, match=r"no answer within 0\.3 s") as caught:
         ask(worker, timeout_s=0.3)
     assert "--timeout" in (caught.value.hint or "")

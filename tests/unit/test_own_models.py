@@ -52,7 +52,7 @@ def export(spec: ModelSpec, folder: Path, **changes: Any) -> protocol.Exported:
 
 def restored(spec: ModelSpec, folder: Path, dims: dict[str, int]) -> Any:
     artifact: Any = SimpleNamespace(
-        manifest=SimpleNamespace(model=spec, dims=dims), weights_path=folder / "weights.safetensors"
+        manifest=SimpleNamespace(model=spec, dims=dims, seed=0), weights_path=folder / "weights.safetensors"
     )
     return weights.restore(artifact)
 
@@ -423,15 +423,15 @@ def test_factory_reads_files_of_its_folder(repository: Path) -> None:
         ("nothing", ExportError, "returned None"),
         ("module_only", ExportError, "returned a Plain"),
         ("three", ExportError, "returned a tuple of 3: int, int, int"),
-        ("no_module", ExportError, "returned a int where the module belongs"),
-        ("no_tensor", ExportError, "returned a int as the example for 'x', not a tensor"),
+        ("no_module", ExportError, "returned an int where the module belongs"),
+        ("no_tensor", ExportError, "returned an int as the example for 'x', not a tensor"),
         ("wrong_name", ExportError, r"example inputs for \['z'\]; forward takes x"),
         ("too_many", ExportError, "returned 2 example inputs; forward takes 1"),
         ("no_examples", ExportError, "returned no example inputs"),
         ("scripted", ExportError, "TorchScript"),
         ("half", ExportError, "'x' is bfloat16"),
         ("unset", UsageError, "needs a size for 'width'"),
-        ("number", UsageError, "is a int, not a callable"),
+        ("number", UsageError, "is an int, not a callable"),
         ("plan", UsageError, "models.net has no 'plan'; did you mean 'plain'"),
     ],
 )
