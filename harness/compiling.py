@@ -24,7 +24,7 @@ from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, U
 from harness.export import DEFAULT_OPSET, INPUT_SETS
 from harness.launcher import Launcher, OnProgress, Worker
 from harness.modelspec import BATCH
-from harness.paths import folder_bytes, make_folder
+from harness.paths import FREE_SPACE, folder_bytes, make_folder
 from harness.plan import Variant
 from harness.protocol import CaseSpec
 from harness.records import REUSED, Case, Failure, Settings, Workload
@@ -102,8 +102,11 @@ class Compiler:
             shutil.rmtree(folder, ignore_errors=True)
             raise  # a full disk is no fault of the backend's
         except HarnessError as exc:
-            shutil.rmtree(folder, ignore_errors=True)
             failure = describe(exc, attempt.stage, attempt.log)
+            free = shutil.disk_usage(folder.parent).free  # before its half engine is deleted
+            if failure.hint is None and free < self._artifact.manifest.weights_bytes:
+                failure = msgspec.structs.replace(failure, hint=f"{free / 1e9:.1f} GB were free there: {FREE_SPACE}")
+            shutil.rmtree(folder, ignore_errors=True)
             peak = attempt.peak_bytes or None
             versions = attempt.versions
             case = msgspec.structs.replace(

@@ -32,6 +32,7 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "transformers", "diffusers")
 WORKER_HALF = (
     "checkpoints",
     "exporter",
+    "external_data",
     "flops",
     "graph_reference",
     "images",
