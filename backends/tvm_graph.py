@@ -63,7 +63,7 @@ def _imported(model: Any, request: CompileRequest) -> tuple[Any, list[str]]:
     try:
         try:
             return from_onnx(model, keep_params_in_input=False), []
-        except Exception:
+        except Exception:  # TVM raises many kinds; the newer opset below may know better
             if opset >= NEWEST:
                 raise
             # Some converters of old operators are broken; what the same graph says in a newer opset often is not.
