@@ -45,7 +45,7 @@ check-system:
 	  { echo "error: the venv module is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
 	@command -v g++ >/dev/null || { echo "error: g++ is missing, torch.compile needs it; run: sudo apt-get install g++" >&2; exit 1; }
 
-# Every reference model in eager and ONNX Runtime: over an hour on two cores, and 60 GB of exports and engines.
+# Every reference model in eager and ONNX Runtime: over an hour on two cores, and 100 GB of exports and engines.
 reference: $(VENV)/.installed-all-$(KIND)
 	$(VENV)/bin/harness compare --suite reference --backends eager,onnxruntime \
 	  --launches 3 --budget 25 --input-sets 1 --timeout 3000 $(ARGS)

@@ -32,7 +32,6 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "transformers", "diffusers")
 WORKER_HALF = (
     "checkpoints",
     "exporter",
-    "external_data",
     "flops",
     "graph_reference",
     "images",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from harness import environment, external_data, flops, inputs, protocol, registry, shapes, weights
+from harness import environment, flops, inputs, protocol, registry, shapes, weights
 from harness.api import GraphModel, Model
 from harness.artifact import write_tensors
 from harness.errors import ExportError
@@ -255,7 +255,6 @@ def _to_onnx(
                 dynamic_shapes=_dynamic_shapes(module, model, request),
                 external_data=weights_bytes > ONE_FILE_BYTES,
             )
-        external_data.share(path, path.with_name("weights.safetensors"))
         onnx.checker.check_model(path, full_check=True)  # by its path: what is above 2 GiB cannot be checked otherwise
     except MemoryError:
         raise

@@ -20,8 +20,8 @@ BYTES_A_PARAMETER = 4
 """Reference models are float32."""
 FILE_COPIES = 2
 """Of an ONNX file: parsed, and as the session's own initialisers."""
-SMALL_BYTES = 1 << 30
-"""Smaller weights are on the disk twice, in the ONNX file too; larger ones are shared."""
+EXPORT_COPIES = 2
+"""Of the weights on the disk: for torch, and as the ONNX file's data, where linear layers lie transposed."""
 
 
 def to_export(spec: ModelSpec, dims: Mapping[str, int]) -> int | None:
@@ -39,8 +39,7 @@ def to_export(spec: ModelSpec, dims: Mapping[str, int]) -> int | None:
 def on_disk(spec: ModelSpec) -> int:
     """Return the bytes that an export takes on the disk, as far as they are known."""
     if spec.kind == "reference":
-        size = BYTES_A_PARAMETER * reference(spec).parameters
-        return size if size > SMALL_BYTES else 2 * size
+        return EXPORT_COPIES * BYTES_A_PARAMETER * reference(spec).parameters
     return _file_bytes(spec)
 
 

@@ -192,7 +192,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(StoreError) as caught:
         ensure_artifact(recipe("bert-large"), launcher, on_progress=quiet)
-    assert "takes 1.3 GB" in caught.value.message and "0.0 GB are free" in caught.value.message
+    assert "takes 2.7 GB" in caught.value.message and "0.0 GB are free" in caught.value.message
     assert not list(own_cache.parent.glob("bert-large*.part*"))
 
 
