@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 
@@ -29,6 +26,7 @@ from harness.plan import Variant
 from harness.protocol import CaseSpec
 from harness.records import REUSED, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
+from harness.sourcecode import source_files
 from harness.store import now_utc
 
 SLUG_CHARACTERS = 60
@@ -153,14 +151,7 @@ class Compiler:
 
     def _built_by(self, kind: type[Backend]) -> str:
         """Return what an engine depends on beside its case: the CPU, the interpreter, and the backend's own code."""
-        package = kind.__module__.partition(".")[0]
-        modules = {kind.__module__}
-        for value in vars(sys.modules[kind.__module__]).values():
-            name = value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
-            if name.startswith(f"{package}."):
-                modules.add(name)
-        files = [inspect.getsourcefile(sys.modules[name]) for name in sorted(modules) if name in sys.modules]
-        return "\n".join([self._machine, *(sha256(Path(file)) for file in files if file)])
+        return "\n".join([self._machine, *map(sha256, source_files(kind))])
 
     def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
         """Return the case of a variant that there is nothing to compile for."""

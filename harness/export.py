@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -23,6 +20,7 @@ from harness.launcher import Launcher, OnProgress
 from harness.memory import on_disk
 from harness.modelspec import ModelSpec
 from harness.paths import FREE_SPACE, cache_root, make_folder, write_atomically
+from harness.sourcecode import source_files
 
 DEFAULT_OPSET = 18
 """The newest that all ONNX backends here read well."""
@@ -89,16 +87,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.label)[:60]
 
     def _code(self) -> list[Path]:
-        """Return the source files of the model, of what its module imports from beside it, and of the export."""
-        kind = type(registry.model(self.model))
-        package = kind.__module__.partition(".")[0]
-        beside = {
-            value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
-            for value in vars(sys.modules[kind.__module__]).values()
-        }
-        modules = {kind.__module__, *(name for name in beside if name.startswith(f"{package}."))}
-        found = [inspect.getsourcefile(sys.modules[name]) for name in sorted(modules) if name in sys.modules]
-        return [*map(Path, filter(None, found)), *(Path(__file__).with_name(f"{name}.py") for name in WORKER_HALF)]
+        """Return the source files that make the model, and those that export it."""
+        half = (Path(__file__).with_name(f"{name}.py") for name in WORKER_HALF)
+        return [*source_files(type(registry.model(self.model))), *half]
 
 
 def exports_root() -> Path:
