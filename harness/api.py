@@ -44,7 +44,7 @@ class Capabilities:
     saves_engines: bool = True
     """Whether `save()` writes something that `load()` starts from without compiling."""
     compile_targets: tuple[str, ...] = ()
-    """Devices that it builds engines for without having them, such as `sm_89`."""
+    """Compute capabilities that it builds engines for without having the device, such as `sm_89`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,8 @@ class CompileRequest:
     """An instance of the backend's own `Options`."""
     device: str = "cpu"
     """`cpu` or `cuda:N`."""
+    target: str | None = None
+    """Compute capability to build for without running, such as `sm_89`: the session is then a `CompiledOnly`."""
     precision: str = "fp32"
     threads: int = 1
     dynamic: DynamicShapes | None = None
@@ -136,8 +138,16 @@ class Session(ABC):
         """Free host and device memory. Called once; the session is not used afterwards."""
 
     def facts(self) -> dict[str, Scalar]:
-        """Return what is worth knowing about this engine: graph breaks, trials, layers on another device."""
+        """Return what is worth knowing about this engine: graph breaks, trials, how large its caches were."""
         return {}
+
+    def placement(self) -> dict[str, int] | None:
+        """Return device kind -> how many nodes or layers run there, such as `{"cuda": 120, "cpu": 3}`.
+
+        None where the framework cannot say. The harness counts what is off the asked device, and refuses a session
+        that has nothing on it.
+        """
+        return None
 
     def notes(self) -> list[str]:
         """Return sentences that the report must print under the table for this case."""

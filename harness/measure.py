@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
     from harness.api import Session
 
-Boundary = Literal["compute", "host-to-host"]
+Boundary = Literal["compute", "device", "host-to-host"]
+"""What lies between two readings of a clock.
+
+`compute`: execute and synchronize, on inputs that are bound already, by the host's clock. `device`: the work that
+execute enqueued, between two CUDA events on the session's stream. `host-to-host`: bind, execute, synchronize and
+outputs, by the host's clock, copies included."""
 T = TypeVar("T")
 
 WARM_UP_ITERATIONS = 10

@@ -6,10 +6,9 @@ before it. Tensors do not travel: they lie in files.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
+from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 
 Scalar = str | int | float | bool | None
@@ -29,6 +28,8 @@ class CaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     fed_by: str | None = None
     """Folder of the artifact whose inputs a dynamic engine gets; None: those of `artifact`."""
     device: str
+    target: str | None = None
+    """Compute capability to build for without running."""
     precision: str
     threads: int
     engine_dir: str
@@ -109,7 +110,7 @@ class WarmUp(Request, frozen=True, kw_only=True):
 class Sample(Request, frozen=True, kw_only=True):
     """Take a slice of samples."""
 
-    boundary: Literal["compute", "host-to-host"]
+    boundary: Boundary
     min_iterations: int
     min_seconds: float
 
@@ -176,6 +177,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     runnable: bool
     facts: dict[str, Scalar]
     notes: list[str]
+    placement: dict[str, int] | None = None
+    """Device kind -> nodes or layers that run there; None where the framework cannot say."""
+    on_stream: bool = False
+    """Whether the session enqueues on a CUDA stream, so that the harness can time the device itself."""
 
 
 class Took(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +197,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `WarmUp` and `Sample`."""
 
     durations_ns: list[int]
+    enqueue_ns: list[int] = []
+    """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag=lambda name: name.lower()):

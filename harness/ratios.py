@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from harness import stats
+from harness.measure import Boundary
 from harness.records import CONTROL, Launch, Window, Workload
 from harness.summary import Comparison, Estimate, Verdict
 
 if TYPE_CHECKING:
     from harness.stats import Contrasts, Floats
-
-Boundary = Literal["compute", "host-to-host"]
 
 
 @dataclass(frozen=True, kw_only=True)

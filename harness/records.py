@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 
 SCHEMA = 2
@@ -90,7 +91,9 @@ class Window(Record, frozen=True, kw_only=True):
     start_ns: int
     """Parent's clock when the slice was asked for, from the start of the launch."""
     samples_ns: list[int]
-    boundary: Literal["compute", "host-to-host"] = "compute"
+    boundary: Boundary = "compute"
+    enqueue_ns: list[int] = []
+    """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
     others_cpu: float | None = None
     """Share of the machine's CPU time that went to processes outside this run while sampling, 0 to 1."""
     mhz: float | None = None
@@ -150,6 +153,8 @@ class Case(Record, frozen=True, kw_only=True):
     """Directly timed durations in seconds: `import`, `compile` (the whole call), its parts `load`, `tune`, `build`,
     then `first_run`, `second_run`, `save`; from a fresh process `warm_import`, `warm_load`, `warm_first_run`."""
     facts: dict[str, Scalar] = {}
+    placement: dict[str, int] | None = None
+    """Device kind -> nodes or layers that run there; None where the framework cannot say."""
     notes: list[str] = []
     engine_bytes: int | None = None
     engine: str | None = None

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
@@ -21,7 +20,7 @@ from harness import protocol
 from harness.environment import usable_cores
 from harness.errors import FallbackError, HarnessError
 from harness.launcher import Launcher, Worker, log_tail
-from harness.measure import SLOW_ITERATION_SECONDS, VERY_SLOW_ITERATION_SECONDS, now_ns
+from harness.measure import SLOW_ITERATION_SECONDS, VERY_SLOW_ITERATION_SECONDS, Boundary, now_ns
 from harness.records import CONTROL, Failure, Launch, Sitting, Window
 
 Say = Callable[[str], None]
@@ -270,7 +269,7 @@ def _visit(
     one: _Seated,
     schedule: Schedule,
     launcher: Launcher,
-    boundary: Literal["compute", "host-to-host"],
+    boundary: Boundary,
     round_: int,
     position: int,
     start: int,

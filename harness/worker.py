@@ -112,6 +112,7 @@ class Worker:
             artifact=self._artifact,
             options=msgspec.convert(case.options, type=kind.Options),
             device=case.device,
+            target=case.target,
             precision=case.precision,
             threads=case.threads,
             dynamic=dynamic,
@@ -133,6 +134,8 @@ class Worker:
             runnable=session.runnable,
             facts=session.facts(),
             notes=session.notes(),
+            placement=session.placement(),
+            on_stream=session.stream is not None,
         )
 
     def _runonce(self, request: protocol.RunOnce) -> protocol.Took:
