@@ -173,7 +173,7 @@ class Assembler:
         except RuntimeError as exc:
             # TVM puts the whole source before what the compiler said.
             said = str(exc).rpartition("Compilation error:")[2].strip().splitlines()
-            first = next((line for line in said if "error" in line), said[0] if said else "it gave no reason")
+            first = next((line for line in said if "error" in line.lower()), said[0] if said else "it gave no reason")
             raise CompileError(
                 f"{self.tool.name} {self.tool.version} cannot compile TVM's kernels for {self.arch}: {first.strip()}"
             ) from exc

@@ -139,15 +139,16 @@ def _notes(built: tvm_cuda.Built, outcome: Outcome | None, untuned: str, *, cuda
     notes = []
     if outcome is None:
         notes.append(f"every kernel runs on DLight's default schedule, which nobody measured, because {untuned}")
-    elif built.default_kernels or outcome.tasks_tuned < outcome.tasks:
-        said = (
-            f"{outcome.tasks_tuned} of {outcome.tasks} kernels run on a schedule that was measured to be faster than "
-        )
-        notes.append(said + "DLight's default one, the others on that")
-    if outcome is not None and outcome.records_before:
-        notes.append(outcome.warm_note())
-    if outcome is not None and outcome.last_failure and not outcome.tasks_tuned:
-        notes.append(f"nothing was tuned; the last measurement that failed ended with {outcome.last_failure}")
+    else:
+        if outcome.tasks_tuned < outcome.tasks:
+            rest = outcome.tasks - outcome.tasks_tuned
+            notes.append(
+                f"{rest} of {outcome.tasks} kernels run on DLight's default schedule: tuning measured nothing faster"
+            )
+        if outcome.last_failure and not outcome.tasks_tuned:
+            notes.append(f"the last measurement that failed ended with {outcome.last_failure}")
+        if outcome.records_before:
+            notes.append(outcome.warm_note())
     if cuda_graph and not built.graphs:
         notes.append("no part of the model could be captured in a CUDA graph: none has static shapes throughout")
     return notes

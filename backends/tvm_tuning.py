@@ -251,7 +251,7 @@ class Tuner:
             results = self._start().measure([self._candidate(proposal) for _, proposal in proposals])
             for (task, proposal), result in zip(proposals, results, strict=True):
                 if isinstance(result, str):
-                    self._last_failure = result
+                    self._last_failure = _last_line(result)
                     continue
                 defaults = self._store.defaults
                 defaults.commit_tuning_record(self._record(defaults, task, proposal, result))
@@ -332,7 +332,7 @@ class Tuner:
             ledger.trials += 1
             if isinstance(result, str):
                 ledger.failed_trials += 1
-                self._last_failure = result
+                self._last_failure = _last_line(result)
                 continue
             database.commit_tuning_record(self._record(database, task, candidate, result))
             task.best_s = min(mean(result), task.best_s or float("inf"))
@@ -355,3 +355,8 @@ class Tuner:
         ledger = self._store.ledger
         message = f"tuning {task.name} {covered}/{len(self._tasks)}, {ledger.trials} trials"
         self._progress(message, int(ledger.seconds), int(self._budget.seconds))
+
+
+def _last_line(failure: str) -> str:
+    # What a worker process raised comes with the stack over there.
+    return failure.strip().rpartition("\n")[2]
