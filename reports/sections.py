@@ -27,7 +27,8 @@ def title(summary: RunSummary) -> str:
     what = f"suite {settings.suite}" if settings.suite else named
     count = counted(len(run.workloads), "workload", "workloads")
     threads = counted(settings.threads, "thread", "threads")
-    return clean(f"{what} on {settings.device}: {count}, {settings.precision}, {threads}")
+    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads))) or "on cpu"
+    return clean(f"{what} {places}: {count}, {settings.precision}, {threads}")
 
 
 def banners(summary: RunSummary) -> Iterator[Line]:

@@ -30,6 +30,7 @@ def known(difference: float, half_width: float, launches: int = 5) -> Contrasts:
     return Contrasts(
         difference=np.array([0.0, difference]),
         half_width=np.array([0.005, half_width]),
+        build_sd=np.array([np.nan, np.nan]),
         launches=np.array([5.0, float(launches)]),
         freedom=np.array([8.0, 8.0]),
         process_sd=np.array(0.005),
