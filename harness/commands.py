@@ -119,7 +119,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         root=str(root),
         asked=list(given["backends"]),
         cases=[],
-        devices=devices,
+        devices=tuple(devices),
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
         builds=given["builds"],

@@ -279,7 +279,7 @@ class Settings(Record, frozen=True, kw_only=True):
     seed: int
     threads: int
     precision: str = "fp32"
-    devices: list[str] = ["cpu"]
+    devices: tuple[str, ...] = ("cpu",)
     device_chosen: bool = False
     """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""
     targets: list[str] = []
