@@ -290,7 +290,7 @@ class _Attempt:
     """How far a compilation came, for the row it gets when it fails."""
 
     log: Path
-    stage: str = "start"
+    stage: str = "plan"
     stages: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     peak_bytes: int = 0

@@ -348,7 +348,7 @@ def describe(error: HarnessError, stage: str, log: Path | None) -> Failure:
         stage=stage,
         message=error.message,
         hint=error.hint,
-        log=f"{log.parent.name}/{log.name}" if log is not None else None,
+        log=f"{log.parent.name}/{log.name}" if log is not None and log.exists() else None,
         log_tail=log_tail(log) if log is not None else "",
         traceback=error.worker_traceback,
     )

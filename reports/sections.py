@@ -54,6 +54,12 @@ def banners(summary: RunSummary) -> Iterator[Line]:
 def legend(summary: RunSummary) -> Iterator[str]:
     """Yield how to read the columns of a table of cases."""
     measured = [one for one in summary.workloads if any(row.compute for row in one.rows)]
+    if any(one.workload.target for one in summary.workloads):
+        yield (
+            "compile is the whole way from the exported model to a finished engine, cold unless a note says otherwise; "
+            "engine = all that the backend saved, with the weights or without; peak = largest resident memory of the "
+            "compiling process tree. Nothing was run."
+        )
     if not measured:
         return
     baselines = {one.baseline for one in measured}
@@ -137,6 +143,8 @@ def _doubted(workload: WorkloadSummary) -> bool:
 
 
 def _failed(workload: WorkloadSummary) -> bool:
+    if workload.workload.target:
+        return not any(row.case.status == "compiled" for row in workload.rows)
     return not any(row.compute for row in workload.rows)
 
 

@@ -33,6 +33,8 @@ Emphasis = Literal["", "good", "bad", "muted"]
 OF_STATUS: dict[str, Emphasis] = {"ok": "good", "compiled": "muted", "unavailable": "muted", "unsupported": "muted"}
 OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
+OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
+"""What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
 WHERE_APPLICABLE = ("device_p50_ns", "build_sd")
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
@@ -134,11 +136,16 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
         _drawn("status", "status", "", "left", rows, _status),
     ]
-    drawn = [
-        one for one in drawn if one[0].key not in WHERE_APPLICABLE or any(cell.value is not None for cell in one[1])
+    if workload.workload.target:
+        peak = _number("peak_compile_bytes", "peak", "MB", flats, per=1e6)
+        return assembled([*(one for one in drawn if one[0].key in OF_TARGET), peak, drawn[-1]])
+    shown = [
+        (column, cells)
+        for column, cells in drawn
+        if column.key not in WHERE_APPLICABLE or any(cell.value is not None for cell in cells)
     ]
-    kept = {column.key for column, _ in drawn}
-    return assembled(drawn, themes=tuple(tuple(key for key in theme if key in kept) for theme in (SPEED, COST)))
+    kept = {column.key for column, _ in shown}
+    return assembled(shown, themes=tuple(tuple(key for key in theme if key in kept) for theme in (SPEED, COST)))
 
 
 def assembled(drawn: Sequence[Drawn], themes: tuple[tuple[str, ...], ...] | None = None) -> Table:

@@ -313,7 +313,7 @@ def target() -> RunSummary:
         row(
             case(
                 "eager", status="unsupported", device="cuda:0", target="sm_89", drift=[],
-                failure=Failure(stage="start", message="eager cannot build for sm_89 without the device"),
+                failure=Failure(stage="plan", message="eager cannot build for sm_89 without the device"),
             )
         ),
     ]  # fmt: skip
