@@ -27,7 +27,7 @@ CORE = (
     "scipy",
     "tabulate",
 )
-NEEDED = (*CORE, "torch", "onnx", "onnxscript", "pytest", "pytest_timeout", "hypothesis")
+NEEDED = (*CORE, "torch", "onnx", "onnxscript", "pytest", "pytest_timeout")
 USEFUL = {
     "cuda.bindings": "without it the device is not timed apart from the host",
     "pynvml": "without it clocks, energy and neighbours on the card are not seen",
