@@ -219,6 +219,11 @@ def _missing(summary: WorkloadSummary, asked: Sequence[str]) -> list[str]:
 
 
 def _doubt(summary: WorkloadSummary) -> list[str]:
+    if disturbed := [row.case.id for row in summary.rows if row.disturbed]:
+        return [
+            f"The GPU was disturbed in every window of {listed(disturbed)}: the notes say by what. "
+            "Do not trust this run; measure again on a GPU that is left alone and not throttled."
+        ]
     if not (summary.suspicious and summary.control):
         return []
     ratio = summary.control.ratio

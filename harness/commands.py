@@ -14,7 +14,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, doctor, environment, memory, registry
+from harness import __version__, clocks, doctor, environment, memory, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -50,7 +50,8 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         comparison = Comparison(run, variants, folder, narrator)
         narrator.done(f"run {folder.path}")
         try:
-            comparison.execute()
+            with clocks.locked(run.settings.lock_clocks, run.settings.device.split(","), narrator.done):
+                comparison.execute()
         except KeyboardInterrupt:
             interrupted = True
         except StoreError as exc:
@@ -121,6 +122,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         memory_limit_bytes=int(limit * 2**30) if limit else environment.default_memory_limit(),
         quick=given["quick"],
         cold=given["cold"],
+        lock_clocks=given["lock_clocks"],
         **subject,
         **amounts,
     )

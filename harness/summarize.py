@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import msgspec
 import numpy as np
 
-from harness import closing, composing, drift, ratios, stats, suite, sweeps
+from harness import closing, composing, drift, gpu_figures, ratios, stats, suite, sweeps
+from harness.measure import Boundary
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
 
@@ -18,8 +20,10 @@ SEEDED = "seeded"
 def summarize(run: Run) -> RunSummary:
     """Derive latencies, comparisons, verdicts and closing sentences from a run's raw samples.
 
-    Works on a run in any state: what has no samples has no numbers. Windows that something disturbed are counted, not
-    left out: which ones are marked differs from case to case, so leaving them out would favour one over another.
+    Works on a run in any state: what has no samples has no numbers. Windows that something on the host disturbed are
+    counted, not left out: which ones are marked differs from case to case, so leaving them out would favour one over
+    another. Those in which the GPU was slowed or shared are left out, because the card itself was another one then; see
+    `ratios.visits`.
     """
     workloads = [of_workload(workload, run.settings) for workload in run.workloads]
     summary = RunSummary(
@@ -48,6 +52,7 @@ def of_workload(workload: Workload, settings: Settings) -> WorkloadSummary:
         control=comparisons.get(cases[1]),
         suspicious=bool(stats.suspicious(contrasts)),
         noise_floor=stats.noise_floor(contrasts),
+        gpus=gpu_figures.gpus(workload),
         closing="",
     )
     return msgspec.structs.replace(summary, closing=closing.of_workload(summary, settings.asked))
@@ -93,6 +98,7 @@ def _latency(seen: ratios.Visits) -> Latency | None:
 def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseSummary:
     compute = ratios.visits(workload.launches, case.id, "compute")
     outside = ratios.visits(workload.launches, case.id, "host-to-host")
+    every = [ratios.visits(workload.launches, case.id, boundary) for boundary in get_args(Boundary)]
     latency = _latency(compute)
     per_s = 1e9 / latency.p50.value if latency and latency.p50.value > 0 else None
     gflop = workload.info.gflop if workload.info else None
@@ -111,6 +117,11 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         worst_drift=drift.worst(case.drift),
         marked_windows=compute.marked + outside.marked,
         windows=compute.total + outside.total,
+        dropped_windows=sum(one.dropped_windows for one in every),
+        dropped=gpu_figures.added([one.dropped for one in every]),
+        disturbed=gpu_figures.added([one.disturbed for one in every]),
+        energy=gpu_figures.energy(sittings),
+        device_memory=gpu_figures.device_memory(sittings),
     )
 
 

@@ -33,6 +33,8 @@ OF_STATUS: dict[str, Emphasis] = {"ok": "good", "compiled": "muted", "unavailabl
 OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
 SPEED = ("p50_ns", "p95_ns", "p99_ns", "host_to_host_p50_ns", "throughput_per_s", "ratio", "verdict", "status")
+ONLY_WHERE_KNOWN = ("device_peak_bytes", "energy_mj")
+"""Columns that most machines have nothing for: without a single value they are left out."""
 COST = (
     "version",
     "provider",
@@ -42,6 +44,8 @@ COST = (
     "first_run_s",
     "engine_bytes",
     "peak_bytes",
+    "device_peak_bytes",
+    "energy_mj",
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
@@ -116,9 +120,13 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
+        _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
+        _number("energy_mj", "energy", "mJ", flats),
         _drawn("status", "status", "", "left", rows, _status),
     ]
-    return assembled(drawn, themes=(SPEED, COST))
+    empty = {key for key in ONLY_WHERE_KNOWN if all(flat[key] is None for flat in flats)}
+    drawn = [(column, cells) for column, cells in drawn if column.key not in empty]
+    return assembled(drawn, themes=(SPEED, tuple(key for key in COST if key not in empty)))
 
 
 def assembled(drawn: Sequence[Drawn], themes: tuple[tuple[str, ...], ...] | None = None) -> Table:
