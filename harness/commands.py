@@ -26,7 +26,7 @@ from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, folder_bytes, make_folder, users_path
 from harness.plan import asked_variants
 from harness.progress import Narrator
-from harness.records import Run, Settings
+from harness.records import Environment, Run, Settings
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -197,7 +197,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
     now = environment.describe(run.environment.advice)
-    if (now.cpu, now.libraries) != (run.environment.cpu, run.environment.libraries):
+    if _machine(now) != _machine(run.environment):
         raise UsageError(
             f"run {run.id} was made with other hardware or library versions; its parts would not be comparable",
             hint="start anew with harness compare",
@@ -209,6 +209,12 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
     if "memory_limit" in explicit:
         changes["memory_limit_bytes"] = int(given["memory_limit"] * 2**30)
     return folder, msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **changes))
+
+
+def _machine(of: Environment) -> tuple[object, ...]:
+    """Return what must stay the same for two parts of a run to be comparable."""
+    cards = [(gpu.get("name"), gpu.get("driver_version")) for gpu in of.gpus]
+    return of.cpu, of.libraries, cards
 
 
 def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:

@@ -153,6 +153,11 @@ class NvmlDevice:
         return found
 
     @property
+    def sm_mhz(self) -> int | None:
+        """The SM clock at this moment."""
+        return self._clock("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM")
+
+    @property
     def max_sm_mhz(self) -> int | None:
         """The highest clock that the card can be set to."""
         return self._clock("nvmlDeviceGetMaxClockInfo", "NVML_CLOCK_SM")
@@ -163,7 +168,7 @@ class NvmlDevice:
         fields = self._fields(["NVML_FI_DEV_POWER_INSTANT", *(_COUNTERS.values() if full else ())])
         power_mw = fields["NVML_FI_DEV_POWER_INSTANT"] or self.ask("nvmlDeviceGetPowerUsage")
         quick: dict[str, Any] = {
-            "sm_mhz": self._clock("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM"),
+            "sm_mhz": self.sm_mhz,
             "memory_mhz": self._clock("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM"),
             "temperature_c": self.ask("nvmlDeviceGetTemperature", self.nvml.NVML_TEMPERATURE_GPU),
             "power_w": power_mw / 1000 if power_mw else None,

@@ -82,6 +82,12 @@ class FakeOk(Backend):
         return self.session(request)
 
 
+class FakeCuda(FakeOk):
+    """Says that it is on a GPU, for tests of what is recorded of one."""
+
+    capabilities = Capabilities(source="onnx", devices=("cuda",))
+
+
 def _segfault() -> None:
     ctypes.string_at(0)
 
