@@ -69,15 +69,15 @@ def device(name: str) -> NvmlDevice:
         UnavailableError: There is no driver, or it offers no such device to this process.
     """
     nvml = library()
-    number = int(name.partition(":")[2] or 0)
+    number = name.partition(":")[2] or "0"
     try:
         handles = _visible(nvml, os.environ.get(VISIBLE))
     except nvml.NVMLError as exc:
         raise UnavailableError(f"the NVIDIA driver cannot list its devices: {exc}") from exc
-    if number >= len(handles):
+    if not number.isdecimal() or int(number) >= len(handles):
         hidden = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise UnavailableError(f"no device '{name}' on this machine: it offers {len(handles)}{hidden}")
-    return NvmlDevice(nvml, handles[number])
+    return NvmlDevice(nvml, handles[int(number)])
 
 
 def every_device() -> list[NvmlDevice]:

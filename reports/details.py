@@ -132,16 +132,8 @@ def notes(workload: WorkloadSummary) -> Iterator[Line]:
             yield Line(label=clean(row.case.id), text=clean(note))
         if row.marked_windows:
             yield Line(label=clean(row.case.id), text=_disturbed(row, workload))
-        if row.disturbed:
-            yield Line(
-                label=clean(row.case.id),
-                text=f"no window was left without a disturbance of the GPU, so all count: {_counts(row.disturbed)}",
-                emphasis="bad",
-            )
-        elif 2 * row.dropped_windows > row.windows:
-            left = row.windows - row.dropped_windows
-            text = f"its numbers rest on the {left} of {row.windows} windows in which the GPU was not disturbed"
-            yield Line(label=clean(row.case.id), text=f"{text}; under lasting load it may be slower", emphasis="bad")
+        if row.disturbed or row.dropped_windows:
+            yield Line(label=clean(row.case.id), text=_dropped(row), emphasis="bad")
 
 
 def problems(workload: WorkloadSummary, summary: RunSummary) -> Iterator[Problem]:
@@ -298,6 +290,14 @@ def _gpu(gpu: GpuSummary) -> str:
         f"PCIe {gpu.pcie_generation}.0 x{gpu.pcie_width}" if gpu.pcie_generation and gpu.pcie_width else "",
     ]
     return ", ".join(part for part in parts if part) or "the driver says nothing of it"
+
+
+def _dropped(row: CaseSummary) -> str:
+    if row.disturbed:
+        return f"no window was left without a disturbance of the GPU, so all count: {_counts(row.disturbed)}"
+    text = f"{row.dropped_windows} of {row.windows} windows were dropped: {_counts(row.dropped)}"
+    # Which windows are left is then no accident: they are those in which the card happened to be cool, or alone.
+    return f"{text}; it may be slower under lasting load" if 2 * row.dropped_windows > row.windows else text
 
 
 def _counts(reasons: Mapping[str, int]) -> str:

@@ -154,7 +154,7 @@ def _energy_from(sources: set[EnergySource]) -> str:
     """Return how far to trust energies: readings of the power lag behind what they are of."""
     if sources == {"counter"}:
         return "from its energy counter"
-    readings = "from readings of its power, which lag by some tens of milliseconds"
+    readings = "from readings of its power, which lag behind it"
     return readings if sources == {"power"} else f"from its energy counter, or where that was too coarse {readings}"
 
 

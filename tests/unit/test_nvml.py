@@ -57,6 +57,7 @@ def test_devices_are_those_that_cuda_shows(
     ("visible", "device", "offered"),
     [
         (None, "cuda:3", 3),
+        (None, "cuda:x", 3),
         ("", "cuda:0", 0),
         ("-1", "cuda:0", 0),
         ("1", "cuda:1", 1),

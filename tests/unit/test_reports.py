@@ -46,6 +46,7 @@ from reports.plot import HEIGHT, MARKS, draw_plot
 from reports.table import COST, ONLY_WHERE_KNOWN, SPEED, Table
 from reports.terminal import split
 from reports.values import values
+from tests.example_gpu import gpu
 from tests.example_runs import (
     NASTY,
     case,
@@ -67,7 +68,7 @@ from tests.example_suites import composed, price, suite, suites, sweep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEVERAL = suites()
-RUNS = examples() | SEVERAL
+RUNS = examples() | SEVERAL | {"gpu": gpu()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full.terminal-100": {"width": 100},
     "full.terminal-140": {"width": 140},
