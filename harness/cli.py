@@ -19,7 +19,7 @@ import click
 from harness import __version__, registry
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.options import placement, precision, subject
-from harness.parameters import Amount, Sizes, Whole
+from harness.parameters import Amount, ClockRate, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 DEFAULT_OUT = "results"
@@ -155,6 +155,15 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     type=Amount(),
     default=None,
     help="GiB that one worker may take.  [default: 85 % of this machine's]",
+)
+@click.option(
+    "--lock-clocks",
+    type=ClockRate(),
+    is_flag=False,
+    flag_value="base",
+    metavar="[MHZ]",
+    help="Hold the GPU's SM clock while measuring, at its base clock or at so many MHz, and give it back afterwards. "
+    "Needs root. Without this no clock is ever changed.",
 )
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")

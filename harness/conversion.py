@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -13,13 +12,13 @@ from filelock import FileLock
 
 from harness import protocol
 from harness.artifact import MANIFEST, Artifact, sha256
+from harness.environment import library_versions
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.export import exports_root
 from harness.launcher import Launcher, OnProgress
 from harness.paths import FREE_SPACE, make_folder, write_atomically
-from harness.precisions import CALIBRATED, PRECISIONS
+from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
-LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxconverter-common")
 WORKER_HALF = ("converter", "inputs", "images", "weights")
 """Modules of ours on which every conversion depends."""
 
@@ -128,7 +127,7 @@ def _manifest(artifact: Artifact, precision: str, converted: protocol.Converted,
 
 
 def _key(artifact: Artifact, precision: str, calibration: Calibration) -> str:
-    parts = [artifact.hash, precision, *(f"{name}=={_version(name)}" for name in LIBRARIES)]
+    parts = [artifact.hash, precision, *map(str, library_versions(CONVERTERS).items())]
     if precision in CALIBRATED:
         parts += [calibration.method, str(calibration.samples), *_contents(calibration.source)]
     parts += [sha256(Path(__file__).with_name(f"{name}.py")) for name in WORKER_HALF]
@@ -142,10 +141,3 @@ def _contents(source: str | None) -> list[str]:
     path = Path(source)
     files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
     return [source, *(f"{one.name} {sha256(one)}" for one in files)]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"

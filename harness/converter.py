@@ -9,7 +9,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ import numpy as np
 
 from harness import inputs, protocol, registry, weights
 from harness.artifact import Artifact
+from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
 from harness.measure import StageClock
+from harness.precisions import CONVERTERS
 from harness.references import failed
 
 OnStep = Callable[[str, int | None, int | None], None]
@@ -51,9 +52,8 @@ def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
     how = {"fp16": _half, "bf16": _bfloat16, "int8": _quantized, "fp8": _quantized}[request.precision]
     with clock.stage("convert"):
         notes = how(source, target, request, progress)
-    names = ("onnx", "onnxruntime", "onnxconverter-common", "torch")
     return protocol.Converted(
-        opset=_opset(target), seconds=clock.seconds["convert"], notes=notes, versions=_versions(names)
+        opset=_opset(target), seconds=clock.seconds["convert"], notes=notes, versions=library_versions(CONVERTERS)
     )
 
 
@@ -261,15 +261,3 @@ def _opset(path: Path) -> int:
 
     entries = onnx.load(path, load_external_data=False).opset_import
     return next((int(entry.version) for entry in entries if entry.domain in ("", "ai.onnx")), 1)
-
-
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError
-
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

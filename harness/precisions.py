@@ -24,6 +24,8 @@ Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 CONVERTED: frozenset[str] = frozenset({"fp16", "bf16", "int8", "fp8"})
 """Those whose ONNX graph is another than the exported one."""
+CONVERTERS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxconverter-common")
+"""Distributions that take part in making such a graph."""
 CALIBRATED: frozenset[str] = frozenset({"int8", "fp8"})
 """Those whose scales are found by running the model on calibration inputs."""
 

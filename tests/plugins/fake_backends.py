@@ -6,7 +6,6 @@ differ from it in one method.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
