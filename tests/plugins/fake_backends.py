@@ -6,6 +6,7 @@ differ from it in one method.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
