@@ -82,7 +82,7 @@ class TargetEngine(CompiledOnly):
         return dict(self._card.facts)
 
     def notes(self) -> list[str]:
-        return [f"{self._card.backend}: built for {self._card.target}, not run."]
+        return [f"built for {self._card.target}; nothing was run"]
 
     def save(self, engine_dir: Path) -> None:
         write_engine(engine_dir, self._plan, self._card)
@@ -162,9 +162,10 @@ class EngineSession(Session):
             facts["layer_outputs"] = types
         return facts
 
-    def placement(self) -> dict[str, int]:
+    def placement(self) -> dict[str, int] | None:
         # TensorRT places no layer elsewhere: what the device cannot do, it refuses to build.
-        return {"cuda": int(self._engine.num_layers)}
+        layers = int(self._engine.num_layers)
+        return {"cuda": layers} if layers else None
 
     def save(self, engine_dir: Path) -> None:
         if self._engine_dir is None:

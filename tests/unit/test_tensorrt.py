@@ -784,7 +784,7 @@ def test_rtx_builds_and_saves_an_engine_without_a_device(target: str | None, rtx
         session.save(request.engine_dir)
         facts = session.facts()
         assert not session.runnable and session.provider == f"TensorRT-RTX {built_for}"
-        assert session.notes() == [f"tensorrt-rtx: built for {built_for}, not run."]
+        assert session.notes() == [f"built for {built_for}; nothing was run"]
         with pytest.raises(UnsupportedError, match=built_for):
             session.execute()
     assert facts["target"] == built_for and facts["tf32"] is False and facts["network_layers"] == 1
