@@ -92,12 +92,17 @@ class TensorRTFamily(Backend):
     @classmethod
     def _twice(cls, module: str, parts: dict[int, list[str]]) -> Availability:
         """Return the answer for an environment in which the parts for two CUDA versions lie over one another."""
-        superfluous = " ".join(parts[min(parts)])
+        try:
+            served = cuda_device.driver().cuda[0]
+        except UnavailableError:
+            served = max(parts)
+        kept = max((major for major in parts if major <= served), default=max(parts))
+        superfluous = [name for major, names in parts.items() if major != kept for name in names]
         return Availability(
             available=False,
             reason=f"{module} is installed for two CUDA versions, whose files overwrite each other: "
             + "; ".join(f"{', '.join(names)} for CUDA {major}" for major, names in parts.items()),
-            hint=f"pip uninstall {superfluous}, then: pip install --force-reinstall {' '.join(parts[max(parts)])}",
+            hint=f"pip uninstall {' '.join(superfluous)}, then: pip install --force-reinstall {' '.join(parts[kept])}",
         )
 
     @classmethod
@@ -135,7 +140,7 @@ class TensorRTFamily(Backend):
                 facts={"target": target, **facts, "plan_bytes": plan.nbytes, "network_layers": build.network_layers},
             )
             if gpu is None:
-                return TargetEngine(plan, card)
+                return TargetEngine(plan, card, why=self._why_not_run(request))
             return self._started(self._open(trt, plan, card, gpu, request, None), request)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
@@ -171,6 +176,10 @@ class TensorRTFamily(Backend):
     @abstractmethod
     def _gpu(self, request: CompileRequest) -> Gpu | None:
         """Return the device to build on and run on, or None where the engine is only built."""
+
+    def _why_not_run(self, request: CompileRequest) -> str:
+        """Return why an engine is only built, empty where that was asked for."""
+        return ""
 
     @abstractmethod
     def _target(self, gpu: Gpu | None) -> str:

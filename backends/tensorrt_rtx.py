@@ -116,6 +116,15 @@ class TensorRTRTX(TensorRTFamily):
             return None
         return driver.gpu(request.device)
 
+    def _why_not_run(self, request: CompileRequest) -> str:
+        if request.target is not None or not request.device.startswith("cuda"):
+            return ""
+        try:
+            usable_driver(self.modules[0])
+        except UnavailableError as exc:
+            return exc.message
+        return ""
+
     def _target(self, gpu: Gpu | None) -> str:
         target = gpu.target if gpu else DEFAULT_TARGET
         if target not in TARGETS:

@@ -153,9 +153,17 @@ def test_the_probe_refuses_a_driver_that_is_too_old_for_cuda_bindings_and_names_
     )
 
 
+@pytest.mark.parametrize(
+    ("served", "hint"),
+    [
+        (13, "pip uninstall trt-cu12 trt-cu12-libs, then: pip install --force-reinstall trt-cu13"),
+        (12, "pip uninstall trt-cu13, then: pip install --force-reinstall trt-cu12 trt-cu12-libs"),
+    ],
+)
 def test_the_probe_refuses_one_package_for_two_cuda_versions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Callable[..., None]
+    served: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Callable[..., None]
 ) -> None:
+    monkeypatch.setattr(cuda_device, "driver", lambda: Driver(cuda=(served, 0), gpus=(ADA,)))
     installed(trt_cu12="11.4.0", trt_cu12_libs="11.4.0", trt_cu13="11.4.0", trt_other="1")
     answer = probe_with("trt", "raise AssertionError('it must not be imported')", tmp_path, monkeypatch)
     assert not answer.available
@@ -163,7 +171,7 @@ def test_the_probe_refuses_one_package_for_two_cuda_versions(
         "trt is installed for two CUDA versions, whose files overwrite each other: "
         "trt-cu12, trt-cu12-libs for CUDA 12; trt-cu13 for CUDA 13"
     )
-    assert answer.hint == "pip uninstall trt-cu12 trt-cu12-libs, then: pip install --force-reinstall trt-cu13"
+    assert answer.hint == hint
 
 
 def test_every_usable_device_is_told(
@@ -730,6 +738,17 @@ def test_rtx_only_builds_for_a_target_or_without_asking_for_the_device(
         assert session.facts()["target"] == (target or "sm_89") and session.placement() is None
 
 
+def test_rtx_says_why_it_only_builds(trt: FakeTensorRT, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_device, "driver", no_answer)
+    for device, target, why in (
+        ("cuda:0", None, ": no NVIDIA driver on this machine"),
+        ("cuda:0", "sm_89", ""),
+        ("cpu", None, ""),
+    ):
+        with FakeRtx().compile(asked.request(FakeRtx, device=device, target=target)) as session:
+            assert session.notes() == [f"built for sm_89; nothing was run{why}"]
+
+
 def test_rtx_builds_for_no_target_that_it_does_not_have(trt: FakeTensorRT, asked: Asked) -> None:
     with pytest.raises(UnsupportedError, match="cannot build for sm_90 without the device; it builds for sm_75, sm_80"):
         FakeRtx().compile(asked.request(FakeRtx, target="sm_90"))
@@ -784,7 +803,8 @@ def test_rtx_builds_and_saves_an_engine_without_a_device(target: str | None, rtx
         session.save(request.engine_dir)
         facts = session.facts()
         assert not session.runnable and session.provider == f"TensorRT-RTX {built_for}"
-        assert session.notes() == [f"built for {built_for}; nothing was run"]
+        why = "" if target else ": no NVIDIA driver on this machine"
+        assert session.notes() == [f"built for {built_for}; nothing was run{why}"]
         with pytest.raises(UnsupportedError, match=built_for):
             session.execute()
     assert facts["target"] == built_for and facts["tf32"] is False and facts["network_layers"] == 1
