@@ -37,10 +37,6 @@ _IMPORT_TIMEOUT_S = 120
 class FamilyOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options that mean the same in both."""
 
-    tf32: Annotated[
-        bool,
-        msgspec.Meta(description="let float32 products round their inputs to TF32's 10 mantissa bits; faster, drifts"),
-    ] = False
     workspace_mb: (
         Annotated[int, msgspec.Meta(ge=1, le=MIB, description="scratch memory that one layer may use, in MiB")] | None
     ) = None
@@ -163,9 +159,6 @@ class TensorRTFamily(Backend):
         return self._open(trt, plan, card, gpu, request, engine_dir)
 
     def _check_supported(self, request: CompileRequest) -> None:
-        if request.precision not in self.capabilities.precisions:
-            known = ", ".join(self.capabilities.precisions)
-            raise UnsupportedError(f"{self.name} has no precision '{request.precision}'; it has {known}")
         targets = self.capabilities.compile_targets
         if request.target is not None and request.target not in targets:
             raise UnsupportedError(
@@ -199,11 +192,13 @@ class TensorRTFamily(Backend):
         """Set what the options ask for, and return the facts about it."""
         options = request.options
         assert isinstance(options, FamilyOptions)
-        if options.tf32:
+        # All other precisions are in the graph itself, whose types TensorRT keeps to.
+        tf32 = request.precision == "tf32"
+        if tf32:
             build.config.set_flag(trt.BuilderFlag.TF32)
         else:
             build.config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's own default is on
-        facts: dict[str, Scalar] = {"tf32": options.tf32}
+        facts: dict[str, Scalar] = {"tf32": tf32}
         if request.dynamic is not None:
             build.set_profile({spec.name: request.dynamic.bounds(spec) for spec in request.artifact.inputs})
             facts["profile"] = _profile(request.dynamic)

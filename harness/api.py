@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import msgspec
 
 from harness.artifact import Artifact, TensorSpec
+from harness.precisions import Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,12 +40,17 @@ class Capabilities:
     """What it compiles: the rebuilt torch module or the artifact's ONNX file."""
     devices: tuple[str, ...] = ("cpu",)
     """Device kinds that it runs on: `cpu`, `cuda`."""
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device kind -> precisions; a kind that is left out has fp32 only."""
     dynamic_shapes: bool = False
     saves_engines: bool = True
     """Whether `save()` writes something that `load()` starts from without compiling."""
     compile_targets: tuple[str, ...] = ()
     """Compute capabilities that it builds engines for without having the device, such as `sm_89`."""
+
+    def precisions_on(self, kind: str) -> tuple[str, ...]:
+        """Return what a kind of device is offered in."""
+        return self.precisions.get(kind, ("fp32",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,7 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: (
         Annotated[int, msgspec.Meta(ge=1, le=1024, description="CPU threads; overrides --threads for this case")] | None
     ) = None
+    precision: Annotated[Precision, msgspec.Meta(description="see --precision, which this overrides")] | None = None
     dynamic: Annotated[bool, msgspec.Meta(description="one engine for all shapes of the sweep, see --dynamic")] = False
 
 

@@ -27,6 +27,7 @@ from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, folder_bytes, make_folder, users_path
 from harness.plan import asked_variants
+from harness.precisions import parse_precisions
 from harness.progress import Narrator
 from harness.records import Run, Settings
 from harness.store import RunFolder, find_run, load_run, now_utc
@@ -84,7 +85,14 @@ def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
                 f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
             )
     if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {"models": "model", "dims": "dim", "shapes": "shape", "devices": "device", "card": "for"}
+        singular = {
+            "models": "model",
+            "dims": "dim",
+            "shapes": "shape",
+            "devices": "device",
+            "card": "for",
+            "precisions": "precision",
+        }
         flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
         raise UsageError(f"--resume takes everything from the run; leave out {flags}")
 
@@ -120,6 +128,10 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         asked=list(given["backends"]),
         cases=[],
         devices=tuple(devices),
+        precisions=parse_precisions(given["precisions"]),
+        calibration=_calibration(given["calibration"]),
+        calibration_samples=given["calibration_samples"],
+        calibration_method=given["calibration_method"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
         builds=given["builds"],
@@ -158,6 +170,14 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
+
+
+def _calibration(path: str | None) -> str | None:
+    if path is None:
+        return None
+    if not users_path(path).exists():
+        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
+    return str(users_path(path))
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:

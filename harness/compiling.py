@@ -23,10 +23,12 @@ from harness.errors import (
     OutOfMemory,
     StoreError,
     UnavailableError,
+    UnsupportedError,
 )
 from harness.launcher import Launcher, OnProgress, Worker
 from harness.paths import FREE_SPACE, folder_bytes, make_folder
 from harness.plan import Variant
+from harness.precisions import CONVERTED
 from harness.protocol import CaseSpec
 from harness.records import REUSED, Build, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
@@ -61,17 +63,19 @@ class Compiler:
         on_progress: OnProgress,
         *,
         dynamic: Callable[[], Artifact],
+        converted: Callable[[Artifact, str], Artifact],
         failed: dict[Path, Case],
     ) -> None:
         """Take what all cases of a workload share.
 
-        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free; it is asked for only where
-        a case wants it, and may raise `ExportError`. `failed` remembers, from one point of the sweep to the next, which
-        of the engines for all of it could not be compiled.
+        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free, `converted` an artifact's
+        graph in another precision; they are asked for only where a case wants them, and may raise. `failed` remembers,
+        from one point of the sweep to the next, which of the engines for all of it could not be compiled.
         """
         self._failed = failed
         self._artifact = artifact
         self._dynamic = dynamic
+        self._converted = converted
         self._workload = workload
         self._settings = settings
         self._launcher = launcher
@@ -95,7 +99,7 @@ class Compiler:
     def _compile(self, variant: Variant, build: int) -> Compiled:
         try:
             spec, seat, case = self.describe(variant, build)
-        except (ExportError, OutOfMemory) as exc:  # there is no dynamic export
+        except (ExportError, OutOfMemory, UnsupportedError) as exc:  # there is no such graph
             log = Path(exc.log) if exc.log else None
             return Compiled(case=self.refused(variant, exc.status, describe(exc, "export", log)))
         attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile{build or ''}.log")
@@ -144,6 +148,8 @@ class Compiler:
         options = variant.parsed()
         case = self._case(variant)
         graph = self._dynamic() if options.dynamic and kind.capabilities.dynamic_shapes else self._artifact
+        if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
+            graph = self._converted(graph, case.precision)
         threads = case.threads
         spec = CaseSpec(
             backend=variant.backend,
@@ -168,6 +174,11 @@ class Compiler:
         )
         return spec, seat, case
 
+    @staticmethod
+    def _offers(kind: type[Backend], case: Case) -> bool:
+        # What a backend lacks is refused before it is started: no graph is converted for it.
+        return case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
+
     def _built_by(self, kind: type[Backend]) -> str:
         """Return what an engine is found again by beside its case: processor, interpreter, the backend's own code."""
         return "\n".join([self._machine, *map(sha256, source_files(kind))])
@@ -186,7 +197,7 @@ class Compiler:
         for number, when in enumerate(created):
             try:
                 _, seat, fresh = self.describe(variant, number)
-            except (ExportError, OutOfMemory):
+            except (ExportError, OutOfMemory, UnsupportedError):
                 return None
             engine = self._engines.read(Path(seat.spec.engine_dir).parent)
             if engine is None or engine.created != when or engine.hardware != _hardware(seat.spec):

@@ -240,7 +240,6 @@ class Workload(Record, frozen=True, kw_only=True):
     """Sizes of all free dimensions, once the model was exported."""
     batch: int
     """Items in one inference."""
-    precision: str = "fp32"
     device: str = "cpu"
     """Where it is measured: `cpu` or `cuda:N`."""
     target: str | None = None
@@ -278,7 +277,11 @@ class Settings(Record, frozen=True, kw_only=True):
     dynamic: bool = False
     seed: int
     threads: int
-    precision: str = "fp32"
+    precisions: tuple[str, ...] = ("fp32",)
+    calibration: str | None = None
+    """Path of the user's own calibration inputs."""
+    calibration_samples: int = 64
+    calibration_method: str = "minmax"
     devices: tuple[str, ...] = ("cpu",)
     device_chosen: bool = False
     """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""

@@ -38,7 +38,8 @@ def heading(workload: WorkloadSummary, summary: RunSummary) -> str:
     shape = [f"{name} {extent}" for name, extent in dims.items()]
     threads = counted(settings.threads, "thread", "threads")
     weights = _weights(workload, settings)
-    parts = [of.precision, *shape, threads, *([weights] if weights else [])]
+    precisions = list(dict.fromkeys(case.precision for case in of.cases)) or list(settings.precisions)
+    parts = [*precisions, *shape, threads, *([weights] if weights else [])]
     return clean(f"{of.model.label} {place(of)}: {', '.join(parts)}")
 
 

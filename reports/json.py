@@ -19,7 +19,7 @@ A workload has:
 |---|---|
 | `key` | its name, unique in the run |
 | `model`, `dims`, `batch` | what was compared on; `dims` are all free dimensions, the batch too |
-| `precision`, `device`, `target` | how and where, or the compute capability it was compiled for |
+| `device`, `target` | where, or the compute capability it was compiled for |
 | `info` | the export, with parameters, weights and their digest; null where it failed |
 | `seeded` | whether the weights are random, so that drift is numerical agreement only |
 | `baseline` | id of the case that others are compared against, or null |
@@ -97,7 +97,6 @@ def _workload(summary: WorkloadSummary) -> dict[str, Any]:
         "model": workload.model,
         "dims": workload.dims,
         "batch": workload.batch,
-        "precision": workload.precision,
         "device": workload.device,
         "target": workload.target,
         "info": workload.info,

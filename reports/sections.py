@@ -28,7 +28,7 @@ def title(summary: RunSummary) -> str:
     count = counted(len(run.workloads), "workload", "workloads")
     threads = counted(settings.threads, "thread", "threads")
     places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads))) or "on cpu"
-    return clean(f"{what} {places}: {count}, {settings.precision}, {threads}")
+    return clean(f"{what} {places}: {count}, {', '.join(settings.precisions)}, {threads}")
 
 
 def banners(summary: RunSummary) -> Iterator[Line]:

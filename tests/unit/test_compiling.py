@@ -87,6 +87,7 @@ class Machine:
                 engines,
                 lambda _: None,
                 dynamic=lambda: self.artifact,
+                converted=lambda graph, precision: graph,
                 failed={},
             )
             (variant,) = parse_variants(["tensorrt-rtx" if target else "tensorrt"])

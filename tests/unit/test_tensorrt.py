@@ -24,6 +24,7 @@ from backends.tensorrt_rtx import RUNTIME_CACHE, TARGETS, TensorRTRTX
 from backends.tensorrt_session import CARD, PLAN
 from harness.api import Availability, DynamicShapes
 from harness.errors import CompileError, HarnessError, OutOfMemory, RunError, UnavailableError, UnsupportedError
+from harness.precisions import PRECISIONS
 from tests.fake_cuda import ADA, FakeCudart
 from tests.fake_tensorrt import Asked, FakeTensorRT, make_artifact
 
@@ -241,10 +242,10 @@ def test_native_compiles_runs_and_loads_on_fakes(trt: FakeTensorRT, cudart: Fake
 
 
 def test_every_native_option_reaches_the_builder(trt: FakeTensorRT, asked: Asked) -> None:
-    FakeNative().compile(asked.request(FakeNative)).close()
-    assert "TF32" not in trt.seen.flags  # TensorRT's own default is on
-    FakeNative().compile(asked.request(FakeNative, tf32=True, workspace_mb=64, builder_optimization_level=5)).close()
-    assert "TF32" in trt.seen.flags
+    for precision in PRECISIONS:  # TensorRT's own default is on
+        FakeNative().compile(asked.request(FakeNative, precision=precision)).close()
+        assert ("TF32" in trt.seen.flags) is (precision == "tf32")
+    FakeNative().compile(asked.request(FakeNative, workspace_mb=64, builder_optimization_level=5)).close()
     assert trt.seen.workspace == 64 << 20
     assert trt.config.builder_optimization_level == 5
 
@@ -553,13 +554,6 @@ def test_shapes_that_depend_on_an_inputs_values_are_unsupported(trt: FakeTensorR
         FakeNative().compile(asked.request(FakeNative, batches=(1, 4)))
 
 
-def test_another_precision_is_unsupported(trt: FakeTensorRT, asked: Asked) -> None:
-    request = asked.request(FakeNative)
-    object.__setattr__(request, "precision", "fp16")
-    with pytest.raises(UnsupportedError, match="tensorrt has no precision 'fp16'; it has fp32"):
-        FakeNative().compile(request)
-
-
 # --- CUDA graphs, layers, progress ------------------------------------------------------------------------------
 
 
@@ -837,7 +831,7 @@ def test_rtx_says_why_a_range_does_not_fit_the_graph(rtx: Any, asked: Asked) -> 
 
 def test_every_rtx_option_changes_the_plan(rtx: Any, asked: Asked) -> None:
     plans = {}
-    for options in ({}, {"tf32": True}, {"workspace_mb": 64}, {"target": "sm_120"}):  # the last is the request's
+    for options in ({}, {"precision": "tf32"}, {"workspace_mb": 64}, {"target": "sm_120"}):  # the last is the request's
         request = asked.request(TensorRTRTX, onnx_model(), **options)
         with TensorRTRTX().compile(request) as session:
             session.save(request.engine_dir)
