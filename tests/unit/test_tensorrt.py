@@ -804,6 +804,7 @@ def test_rtx_builds_and_saves_an_engine_without_a_device(target: str | None, rtx
     assert facts["target"] == built_for and facts["tf32"] is False and facts["network_layers"] == 1
     assert facts["plan_bytes"] == (request.engine_dir / PLAN).stat().st_size > 0
     assert asked.stages == ["load", "build"]
+    assert not (request.engine_dir / LAYERS).exists()  # the inspector needs an engine that is loaded on its device
     with pytest.raises(RunError, match=f"built for {built_for}: no NVIDIA driver"):
         TensorRTRTX().load(request.engine_dir, request)
 
@@ -816,10 +817,13 @@ def test_rtx_reports_the_steps_of_one_outermost_phase(rtx: Any, asked: Asked) ->
     assert any(text[-1].isdigit() for text in texts), "no phase within the outermost was named"
 
 
-def test_rtx_builds_one_engine_for_a_range_of_batches(rtx: Any, asked: Asked) -> None:
-    with TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(1, 4))) as session:
-        assert session.facts()["profile"] == "batch 1 to 4, tuned for 4"
-        assert session.facts()["plan_bytes"]
+@pytest.mark.parametrize("target", ["sm_89", "sm_120"])
+def test_rtx_builds_one_engine_for_a_range_of_batches(target: str, rtx: Any, asked: Asked) -> None:
+    request = asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(1, 4), target=target)
+    with TensorRTRTX().compile(request) as session:
+        facts = session.facts()
+        assert facts["profile"] == "batch 1 to 4, tuned for 4" and facts["specialization"] == "eager"
+        assert facts["plan_bytes"] and facts["target"] == target
 
 
 def test_rtx_says_why_a_range_does_not_fit_the_graph(rtx: Any, asked: Asked) -> None:
