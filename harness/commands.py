@@ -15,7 +15,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, clocks, doctor, environment, memory, registry
+from harness import __version__, clocks, doctor, environment, memory, nvml, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -118,7 +118,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
     machine = environment.describe(doctor.advice(doctor.examine()))
-    devices = parse_devices(given["devices"], [gpu["name"] for gpu in machine.gpus])
+    devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]

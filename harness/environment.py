@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from harness import nvml
+from harness.errors import UnavailableError
 from harness.records import Environment
 
 LIBRARIES = (
@@ -114,10 +115,11 @@ def gpus() -> list[dict[str, str]]:
 
 def gpu_identity(device: str) -> str:
     """Return what an engine for `cuda:N` depends on beside its compute capability: the card's name and the driver."""
-    found, index = gpus(), int(device.partition(":")[2] or 0)
-    if index >= len(found):
+    try:
+        facts = nvml.device(device).facts()
+    except UnavailableError:
         return "no GPU"
-    return f"{found[index]['name']}, driver {found[index]['driver_version']}"
+    return f"{facts['name']}, driver {facts['driver_version']}"
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ CUDA_VISIBLE_DEVICES: workers are given the same order, and the variable is read
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any  # handles and structures of a library without types
 
 from harness.errors import UnavailableError
@@ -80,14 +80,23 @@ def device(name: str) -> NvmlDevice:
     return NvmlDevice(nvml, handles[int(number)])
 
 
+def visible_devices() -> list[NvmlDevice]:
+    """Return the cards that CUDA offers to our workers, `cuda:0` first; none where there is no driver."""
+    return _listed(lambda nvml: _visible(nvml, os.environ.get(VISIBLE)))
+
+
 def every_device() -> list[NvmlDevice]:
     """Return all cards of this machine, visible to CUDA or not; none where there is no driver."""
+    return _listed(_handles)
+
+
+def _listed(handles: Callable[[Any], Iterable[Any]]) -> list[NvmlDevice]:  # both are pynvml's own, untyped
     try:
         nvml = library()
     except UnavailableError:
         return []
     try:
-        return [NvmlDevice(nvml, handle) for handle in _handles(nvml)]
+        return [NvmlDevice(nvml, handle) for handle in handles(nvml)]
     except nvml.NVMLError:
         return []
 

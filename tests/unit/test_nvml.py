@@ -51,6 +51,8 @@ def test_devices_are_those_that_cuda_shows(
     else:
         monkeypatch.setenv(nvml.VISIBLE, visible)
     assert nvml.device(device).uuid == UUIDS[expected]
+    index = int(device.partition(":")[2] or 0)
+    assert nvml.visible_devices()[index].uuid == UUIDS[expected]
 
 
 @pytest.mark.parametrize(
