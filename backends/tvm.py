@@ -54,7 +54,6 @@ class TVM(Backend):
     capabilities = Capabilities(
         source="onnx",
         devices=("cpu", "cuda"),
-        precisions=("fp32",),
         dynamic_shapes=True,
         compile_targets=tvm_cuda.TARGETS,
     )

@@ -62,13 +62,7 @@ def _check(driver: Driver, gpu: Gpu) -> None:
 
     device = tvm.cuda(gpu.index)
     if not device.exist:
-        needed = int(device.api_version) // 1000
-        if driver.cuda[0] < needed:
-            served = ".".join(map(str, driver.cuda))
-            raise UnavailableError(
-                f"the NVIDIA driver is too old: it serves CUDA {served}, TVM's CUDA runtime needs CUDA {needed}",
-                hint=f"update the NVIDIA driver to one that serves CUDA {needed}",
-            )
+        cuda_device.require(driver, "TVM's CUDA runtime", int(device.api_version) // 1000)
         raise UnavailableError(
             f"the driver lists cuda:{gpu.index} ({gpu.name}), but the CUDA runtime cannot use it",
             hint="see whether nvidia-smi lists the device, and whether another process holds it exclusively",

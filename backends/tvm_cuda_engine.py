@@ -105,7 +105,7 @@ def engine(
             "kernels": sum(map(tvm_cubin.kernels, sources)),
             "cubin_bytes": sum(map(len, cubins)),
             "cuda_compiler": assembler.described,
-            "cuda_graphs": built.graphs,
+            **({"cuda_graph": built.graphs > 0} if cuda_graph else {}),
         },
         notes=[*_notes(built, outcome, untuned, cuda_graph=cuda_graph), *prepared.notes],
     )

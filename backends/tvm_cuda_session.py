@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +61,7 @@ class TargetEngine(CompiledOnly):
         return self._header.placement
 
     def notes(self) -> list[str]:
-        return [f"tvm: built for {self._header.target} without the device, not run.", *self._header.notes]
+        return [f"built for {self._header.target}; nothing was run", *self._header.notes]
 
     def save(self, engine_dir: Path) -> None:
         write_engine(engine_dir, self._executable, self._header, self._cubin)
@@ -110,7 +108,7 @@ class CudaSession(Session):
         self._device = tvm.cuda(gpu.index)
         self._result: Any = None
         self._inputs: dict[str, Any] = {}
-        self._pinned: dict[str, tuple[Any, np.ndarray]] = {}
+        self._pinned: dict[str, np.ndarray] = {}
         self._uploading = False
         self._memory = DeviceMemory(gpu.index)
         self.stream = self._memory.stream
@@ -146,7 +144,7 @@ class CudaSession(Session):
             self.synchronize()
         for name, tensor in self._inputs.items():
             staged = self._staged(name, tuple(fitting[name].shape), fitting[name].dtype.name)
-            np.copyto(staged, fitting[name])
+            np.copyto(staged, fitting[name], casting="no")
             self._memory.upload(tensor.data_ptr(), staged)
         self._uploading = True
 
@@ -190,18 +188,10 @@ class CudaSession(Session):
 
     def _staged(self, key: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Return a page-locked array for a tensor, the same one as long as the tensor keeps its shape and type."""
-        import numpy as np
-        import tvm
-        import tvm_ffi
-
         known = self._pinned.get(key)
-        if known is None or (known[1].shape, known[1].dtype.name) != (shape, dtype):
-            # By its number: the name `cuda_host` is known for printing only.
-            memory = tvm.runtime.empty(shape, dtype, tvm.runtime.device(tvm_ffi.DLDeviceType.kDLCUDAHost, 0))
-            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-            held = memoryview((ctypes.c_ubyte * nbytes).from_address(memory.data_ptr()))
-            known = self._pinned[key] = (memory, np.ndarray(shape, dtype, buffer=held))
-        return known[1]
+        if known is None or (known.shape, known.dtype.name) != (shape, dtype):
+            known = self._pinned[key] = self._memory.host_array(shape, dtype)
+        return known
 
 
 def failed(exc: Exception, what: str) -> HarnessError:

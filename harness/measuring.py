@@ -21,6 +21,7 @@ from harness.progress import Narrator
 from harness.records import CONTROL, Case, Failure, OutputDrift, Settings, Sitting
 from harness.rounds import Conducted, Schedule, Seat, conduct, plan_groups
 from harness.summarize import precise
+from harness.telemetry import Telemetry
 
 LAUNCHES_AT_MOST = 2
 """Times the launches asked for: how far a noisy run may go on for the sake of precision, budget permitting."""
@@ -38,6 +39,7 @@ class Measuring:
         self._settings = settings
         self._launcher = launcher
         self._say = narrator
+        self._telemetry = Telemetry(owns=launcher.owns)
         self._controlled = True
 
     def measure(self, compiled: dict[str, Compiled]) -> None:
@@ -48,7 +50,7 @@ class Measuring:
             StoreError: Results cannot be written.
         """
         settings, artifact = self._settings, self._artifact
-        ready = {id_: one for id_, one in compiled.items() if one.seat is not None}
+        ready = {id_: one for id_, one in compiled.items() if one.seats}
         if not ready:
             return
         baseline = self._baseline(list(ready))
@@ -136,7 +138,8 @@ class Measuring:
         schedule: Schedule,
     ) -> None:
         alive = self._alive()
-        seats = [seat for id_ in members if id_ in alive and (seat := ready[id_].seat) is not None]
+        # Independent builds take turns: how they differ is then part of what the launches differ by.
+        seats = [ready[id_].seats[index % len(ready[id_].seats)] for id_ in members if id_ in alive]
         if not seats:
             return
         if seats[0].case == members[0] and self._controlled:
@@ -152,7 +155,10 @@ class Measuring:
                 outputs=scratch,
                 seed=self._settings.seed,
                 say=self._say.doing,
+                telemetry=self._telemetry,
             )
+            for note in self._telemetry.notes:
+                self._page.note(note)
             self._take(conducted)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

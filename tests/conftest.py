@@ -8,14 +8,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
-from tests import fake_cuda
+from tests import fake_gpu as fake
 from tests.support import PLUGINS, RUN_CLI, Cli
+
+# A shared machine pauses now and then; how long one example takes says nothing about the code.
+hypothesis.settings.register_profile("harness", deadline=None)
+hypothesis.settings.load_profile("harness")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,11 +55,11 @@ def tiny(launcher: Launcher) -> Artifact:
 @pytest.fixture(scope="session")
 def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Build the fake GPU; return the variables that make a process find it."""
-    if lacks := fake_cuda.missing():
+    if lacks := fake.missing():
         if "tvm" in os.environ.get("HARNESS_REQUIRE", "").split(","):
             pytest.fail(f"tvm is required here, and so is the fake GPU that it is checked on: {lacks}")
         pytest.skip(lacks)
-    return fake_cuda.install(tmp_path_factory.mktemp("fake-cuda"))
+    return fake.install(tmp_path_factory.mktemp("fake-gpu"))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """TVM for GPUs without one: what it compiles for, machine code in place of source, and why a GPU cannot be used.
 
-What runs on a GPU is checked on a fake one, by the functions of `tests/fake_cuda/tvm_checks.py`.
+What runs on a GPU is checked on a fake one, by the functions of `tests/fake_gpu/tvm_checks.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backends.tvm_store import DEFAULTS, RECORDS, open_store
 from backends.tvm_tuning import Task
 from harness.api import Artifact, CompileRequest, DynamicShapes
 from harness.errors import CompileError, RunError, UnavailableError, UnsupportedError
-from tests.fake_cuda import fake_nvcc, tvm_checks
+from tests.fake_gpu import fake_nvcc, tvm_checks
 from tests.fake_tensorrt import make_artifact
 from tests.unit.test_tvm_graph import SWEPT, doubled
 
@@ -289,7 +289,7 @@ def check_engine(request: CompileRequest) -> dict[str, Any]:
     with TVM().compile(request) as session:
         assert not session.runnable
         assert session.provider == "cuda sm_89, dlight"
-        assert session.notes()[0] == "tvm: built for sm_89 without the device, not run."
+        assert session.notes()[0] == "built for sm_89; nothing was run"
         assert "MetaSchedule measures on the device itself" in session.notes()[1]
         with pytest.raises(UnsupportedError, match="device that this machine does not have"):
             session.bind(request.artifact.input_set(0))

@@ -46,7 +46,7 @@ def install(folder: Path) -> dict[str, str]:
     empty.write_text("")
     cudart, driver = folder / "libcudart.so.13", folder / "libcuda.so.1"
     shared = ["gcc", "-shared", "-fPIC", "-O1"]
-    source = HERE / "fake_cuda.c"
+    source = HERE / "fake_gpu.c"
     subprocess.run(
         [*shared, "-o", cudart, f"-Wl,-soname,{cudart.name},--version-script={script}", source, "-ldl"], check=True
     )

@@ -1,4 +1,4 @@
-/* As much of CUDA C++ as TVM's kernels use, for the host's compiler: see fake_cuda.c for how they run. */
+/* As much of CUDA C++ as TVM's kernels use, for the host's compiler: see fake_gpu.c for how they run. */
 #pragma once
 #include <algorithm>
 #include <cmath>

@@ -56,6 +56,13 @@ class Runtime(types.ModuleType):
     def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
         return self._answer(self.library.cudaStreamDestroy(ctypes.c_void_p(stream)))
 
+    def cudaMallocHost(self, nbytes: int) -> tuple[Any, ...]:
+        pointer = ctypes.c_void_p()
+        return self._answer(self.library.cudaMallocHost(ctypes.byref(pointer), ctypes.c_size_t(nbytes)), pointer.value)
+
+    def cudaFreeHost(self, pointer: int) -> tuple[Any, ...]:
+        return self._answer(self.library.cudaFreeHost(ctypes.c_void_p(pointer)))
+
     def cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: cudaMemcpyKind, stream: int) -> tuple[Any, ...]:
         addresses = ctypes.c_void_p(to), ctypes.c_void_p(source)
         size, queue = ctypes.c_size_t(nbytes), ctypes.c_void_p(stream)
