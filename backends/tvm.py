@@ -142,6 +142,8 @@ class TVM(Backend):
                 budget = tvm_tuning.Budget(seconds=options.tuning_seconds, trials=options.trials)
                 with request.stage("tune"):
                     tasks = tvm_tuning.extract_tasks(prepared.module, target)
+                    if card is not None:
+                        tasks = [task for task in tasks if tvm_cuda.tunable(task.module)]
                     with tvm_tuning.Tuner(
                         store,
                         tasks,

@@ -160,11 +160,10 @@ class Built:
     executable: Any
     placement: dict[str, int]
     """Device kind -> how many kernels the model calls there."""
-    default_kernels: int
-    """Kernels whose schedule is DLight's, not a tuned one."""
-    kernels: int
     graphs: int
     """Parts of the model that run as one CUDA graph each."""
+    booleans: int
+    """Kernels that TVM would make vectors of booleans for."""
 
 
 def build(module: Any, target: Any, database: Any, *, cuda_graph: bool) -> Built:
@@ -177,14 +176,19 @@ def build(module: Any, target: Any, database: Any, *, cuda_graph: bool) -> Built
     from tvm import relax
     from tvm.s_tir.dlight import ApplyDefaultSchedule
 
+    kernels = [function for function in module.functions.values() if isinstance(function, tvm.tirx.PrimFunc)]
     with target:
         if database is not None:
             with database:
                 module = relax.transform.MetaScheduleApplyDatabase()(module)
-        bare = _unscheduled(module)
         module = ApplyDefaultSchedule(DLight())(module)
-    if left := _unscheduled(module):
-        raise CompileError(f"tvm has no schedule for {', '.join(sorted(left))} on a GPU")
+    bare = [
+        str(name.name_hint)
+        for name, function in module.functions_items()
+        if isinstance(function, tvm.tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled")
+    ]
+    if bare:
+        raise CompileError(f"tvm has no schedule for {', '.join(sorted(bare))} on a GPU")
     lowered: list[Any] = []
 
     def keep(final: Any, _: Any) -> Any:
@@ -195,19 +199,20 @@ def build(module: Any, target: Any, database: Any, *, cuda_graph: bool) -> Built
     level = tvm.transform.PassContext.current().opt_level
     with tvm.transform.PassContext(opt_level=level, config={"relax.backend.use_cuda_graph": cuda_graph}):
         executable = tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential(passes))
-    calls, graphs = _calls(lowered[0])
-    return Built(
-        executable=executable,
-        placement=calls,
-        default_kernels=len(bare),
-        kernels=sum(isinstance(function, tvm.tirx.PrimFunc) for function in module.functions.values()),
-        graphs=graphs,
-    )
+    placement, graphs = _calls(lowered[0])
+    booleans = sum(map(_touches_booleans, kernels))
+    return Built(executable=executable, placement=placement, graphs=graphs, booleans=booleans)
 
 
 def default_schedule(module: Any, target: Any) -> Any:
     """Return DLight's schedule of a kernel, as `tvm.s_tir.Schedule`, or None where it has none."""
-    return DLight().apply(module["main"], target, False)
+    with target:
+        return DLight().apply(module["main"], target, False)
+
+
+def tunable(module: Any) -> bool:
+    """Say whether a search may have a kernel: what it makes of one with booleans computes something else."""
+    return not _touches_booleans(module["main"])
 
 
 class DLight:
@@ -234,6 +239,7 @@ def _rules(function: Any) -> tuple[Any, ...]:
             return dataclasses.replace(super().get_configs(target), vector_size=1)
 
     # TVM 0.27 loads two booleans as two shorts, which are other bytes: no rule that makes vectors may have these.
+    # Neither may MetaSchedule, which loads what it shares among threads as vectors.
     return ScalarMatmul(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()
 
 
@@ -248,16 +254,6 @@ def _touches_booleans(function: Any) -> bool:
     ]
     tvm_ffi.structural_walk(function.body, look, order="post")
     return "bool" in found
-
-
-def _unscheduled(module: Any) -> list[str]:
-    import tvm
-
-    return [
-        str(name.name_hint)
-        for name, function in module.functions_items()
-        if isinstance(function, tvm.tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled")
-    ]
 
 
 def _calls(module: Any) -> tuple[dict[str, int], int]:

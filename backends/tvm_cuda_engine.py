@@ -84,13 +84,13 @@ def engine(
     """
     import tvm
 
-    built = tvm_cuda.build(prepared.module, card.target, database, cuda_graph=cuda_graph)
     assembler = card.assembler
     request.progress(f"compiling kernels with {assembler.tool.name}", None, None)
+    built = tvm_cuda.build(prepared.module, card.target, database, cuda_graph=cuda_graph)
     sources = [str(one.inspect_source("cuda")) for one in tvm_cubin.cuda_modules(built.executable.mod)]
     cubins = [assembler.cubin(source) for source in sources]
     provider = f"cuda {assembler.arch}"
-    provider += ", dlight" if built.default_kernels == built.kernels else ""
+    provider += "" if outcome and outcome.tasks_tuned else ", dlight"
     provider += ", CUDA graph" if built.graphs else ""
     header = Header(
         tvm=tvm.__version__,
@@ -149,6 +149,10 @@ def _notes(built: tvm_cuda.Built, outcome: Outcome | None, untuned: str, *, cuda
             notes.append(f"the last measurement that failed ended with {outcome.last_failure}")
         if outcome.records_before:
             notes.append(outcome.warm_note())
+    if built.booleans:
+        notes.append(
+            f"{built.booleans} kernels with booleans run without vectors, untuned: TVM would load the wrong bytes"
+        )
     if cuda_graph and not built.graphs:
         notes.append("no part of the model could be captured in a CUDA graph: none has static shapes throughout")
     return notes

@@ -29,7 +29,7 @@ from backends.tvm import TVM, Options
 from backends.tvm_cost_model import gpu_features
 from backends.tvm_session import HEADER, LIBRARY, Header
 from backends.tvm_store import DEFAULTS, RECORDS, open_store
-from backends.tvm_tuning import Task
+from backends.tvm_tuning import Task, extract_tasks
 from harness.api import Artifact, CompileRequest, DynamicShapes
 from harness.errors import CompileError, RunError, UnavailableError, UnsupportedError
 from tests.fake_gpu import fake_nvcc, tvm_checks
@@ -385,8 +385,10 @@ def cuda_source(executable: Any) -> str:
 def test_booleans_are_not_loaded_as_vectors() -> None:
     tvm = pytest.importorskip("tvm")
     target = tvm_cuda.target_for("sm_89")
-    ours = cuda_source(tvm_cuda.build(booleans(), target, None, cuda_graph=False).executable)
-    assert "short2" not in ours and "float2" not in ours
+    built = tvm_cuda.build(booleans(), target, None, cuda_graph=False)
+    ours = cuda_source(built.executable)
+    assert built.booleans == 1 and "short2" not in ours and "float2" not in ours
+    assert [tvm_cuda.tunable(task.module) for task in extract_tasks(booleans(), target)] == [False]
     theirs = cuda_source(tvm.compile(booleans(), target=target))
     assert "ushort2*" in theirs, "TVM loads booleans as what they are: this project's own rule has become needless"
 
