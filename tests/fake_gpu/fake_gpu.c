@@ -8,6 +8,7 @@
  * to an allocation while a stream is captured, and to everything after an illegal address. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -225,32 +226,42 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   return OK;
 }
 
+/* Fibers live for ever: each waits for the next block. A context starts one; jumps, which ask no kernel, do the rest. */
 enum { STACK = 1 << 16 };
-static ucontext_t scheduler, fibers[1024];
-static char finished[1024], *stacks;
+static jmp_buf scheduler, fibers[1024];
+static char started[1024], finished[1024], *stacks;
 static int current;
 static Kernel *running;
 static void **running_arguments;
-static void yield(void) { swapcontext(&fibers[current], &scheduler); }
+static void yield(void) {
+  if (!_setjmp(fibers[current])) _longjmp(scheduler, 1);
+}
 static void body(void) {
-  running->call(running_arguments);
-  finished[current] = 1;
-  swapcontext(&fibers[current], &scheduler);
+  for (;;) {
+    running->call(running_arguments);
+    finished[current] = 1;
+    yield();
+  }
+}
+static void resume(void) {
+  if (_setjmp(scheduler)) return;
+  if (started[current]) _longjmp(fibers[current], 1);
+  started[current] = 1;
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = stacks + (size_t)current * STACK;
+  context.uc_stack.ss_size = STACK;
+  context.uc_link = NULL;
+  makecontext(&context, body, 0);
+  setcontext(&context);
 }
 static void run_block(Index size, int threads) {
-  for (current = 0; current < threads; current++) {
-    getcontext(&fibers[current]);
-    fibers[current].uc_stack.ss_sp = stacks + (size_t)current * STACK;
-    fibers[current].uc_stack.ss_size = STACK;
-    fibers[current].uc_link = NULL;
-    makecontext(&fibers[current], body, 0);
-    finished[current] = 0;
-  }
+  memset(finished, 0, threads);
   for (int left = threads; left;) {
     for (current = 0; current < threads; current++) {
       if (finished[current]) continue;
       *running->thread = (Index){current % size.x, current / size.x % size.y, current / (size.x * size.y)};
-      swapcontext(&scheduler, &fibers[current]);
+      resume();
       left -= finished[current];
     }
   }
