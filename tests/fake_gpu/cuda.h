@@ -44,6 +44,7 @@ VECTORS(long long, longlong)
 
 using std::max;
 using std::min;
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
 inline void __syncthreads() { fake_yield(); }
 inline unsigned __activemask() { return ~0u; }
