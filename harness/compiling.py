@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness import devices, environment, protocol, refusals, registry
+from harness import devices, environment, nvml, protocol, refusals, registry
 from harness.api import Backend
 from harness.artifact import Artifact, sha256
 from harness.cases import blank_case
@@ -25,6 +25,7 @@ from harness.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from harness.grouping import NONE, Memory
 from harness.launcher import Launcher, OnProgress, Worker
 from harness.paths import FREE_SPACE, folder_bytes, make_folder
 from harness.plan import Variant
@@ -45,7 +46,8 @@ class Compiled:
     case: Case
     seats: tuple[Seat, ...] = ()
     """One for each independent build; launches take them in turn."""
-    resident_bytes: int = 0
+    memory: Memory = NONE
+    """What a worker that holds the engine takes."""
     shared: bool = False
     """Whether an earlier point of the sweep compiled the engine."""
 
@@ -256,12 +258,15 @@ class Compiler:
         refusals.refuse_elsewhere(spec, opened)
         parts = dict(opened.seconds)
         attempt.stages |= {"compile": parts.pop("total"), **parts}
-        resident = 0
+        resident = on_card = 0
+        card = nvml.card(spec.device) if spec.target is None else None
+        free = card.free_bytes if card else None
         if opened.runnable:
             for stage in ("first_run", "second_run"):
                 attempt.stage = stage.replace("_", " ")
                 attempt.stages[stage] = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
             resident = worker.resident_bytes()
+            on_card = card.taken_bytes(worker.pid, free) if card else 0
         attempt.stage = "save"
         attempt.stages["save"] = worker.call(protocol.Save(), protocol.Took, timeout_s=limit).seconds
         worker.note_peak()
@@ -275,6 +280,7 @@ class Compiler:
             engine_bytes=folder_bytes(Path(spec.engine_dir)) if saves else None,
             peak_compile_bytes=worker.peak_bytes,
             resident_bytes=resident,
+            device_bytes=on_card,
             created=now_utc(),
         )
 
@@ -298,7 +304,8 @@ class Compiler:
             peak_compile_bytes=engine.peak_compile_bytes,
         )
         seats = (seat,) if engine.opened.runnable else ()
-        return Compiled(case=case, seats=seats, resident_bytes=engine.resident_bytes)
+        memory = Memory(host_bytes=engine.resident_bytes, device_bytes=engine.device_bytes)
+        return Compiled(case=case, seats=seats, memory=memory)
 
 
 @dataclass(kw_only=True)
@@ -340,7 +347,10 @@ def _together(builds: list[Compiled]) -> Compiled:
     return Compiled(
         case=case,
         seats=tuple(seat for build in builds for seat in build.seats),
-        resident_bytes=max(build.resident_bytes for build in builds),
+        memory=Memory(
+            host_bytes=max(build.memory.host_bytes for build in builds),
+            device_bytes=max(build.memory.device_bytes for build in builds),
+        ),
         shared=all(build.shared for build in builds),
     )
 
