@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from backends import torch_module
+from backends import torch_session
 from backends.eager import Eager
 from backends.torch_compile import TorchCompile, TorchCompileOptions
 from harness.api import Artifact, Backend, CompileRequest, DynamicShapes, TensorSpec
@@ -29,8 +29,8 @@ def gradients() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    torch_module.leave_gradients_off().__exit__(None, None, None)
-    torch_module.leave_gradients_off.cache_clear()
+    torch_session.leave_gradients_off().__exit__(None, None, None)
+    torch_session.leave_gradients_off.cache_clear()
     assert not torch.is_inference_mode_enabled()
 
 
