@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,12 +15,12 @@ from backends.torch_errors import in_words
 from backends.torch_module import (
     TorchOptions,
     described,
-    layers,
     options_of,
     prepare,
     probe_torch,
 )
-from backends.torch_session import SavedFacts, TorchSession
+from backends.torch_placement import placement
+from backends.torch_session import SavedFacts, TorchSession, saved_placement
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
 from harness.errors import UnsupportedError, UsageError
 
@@ -77,13 +78,13 @@ class Eager(Backend):
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         with in_words():
-            session = self._session(request)
+            session = self._session(request, saved_placement(engine_dir))
             with _closed_if_it_fails(session):
                 if options_of(request).cuda_graph:
                     session.capture()
         return session
 
-    def _session(self, request: CompileRequest) -> TorchSession:
+    def _session(self, request: CompileRequest, found: dict[str, int] | None = None) -> TorchSession:
         kernel = _options(request).sdpa
         module, place, facts = prepare(request)
         return TorchSession(
@@ -91,7 +92,8 @@ class Eager(Backend):
             request,
             place,
             provider=described(request, "torch") + (f" sdpa={kernel}" if kernel else ""),
-            saved=SavedFacts(facts=facts, placement=layers(module)),
+            saved=SavedFacts(facts=facts, placement=found),
+            locate=partial(placement, module, request, place),
             within=_only(kernel),
         )
 
@@ -148,14 +150,15 @@ def _check_attention(session: Session, request: CompileRequest) -> None:
                 hint="leave out sdpa, or choose math, which runs everywhere",
             ) from exc
     ran = {event.name for event in seen.events() or [] if event.name.startswith(ATTENTION)}
-    wrong = sorted(name for name in ran if not name.removeprefix(ATTENTION).startswith(_operator(kernel)))
-    if not ran or wrong:
-        found = f"it ran {', '.join(wrong)}" if wrong else "it never calls scaled_dot_product_attention"
+    if not ran or (wrong := _others(kernel, ran)):
+        found = f"it ran {', '.join(wrong)}" if ran else "it never calls scaled_dot_product_attention"
         raise UnsupportedError(f"sdpa={kernel} chooses nothing in this model: {found}", hint="leave out sdpa")
 
 
-def _operator(kernel: str) -> str:
-    return "attention_math" if kernel == "math" else kernel
+def _others(kernel: str, ran: Iterable[str]) -> list[str]:
+    """Return the operators that are not the chosen kernel's. A CPU's and a GPU's begin alike."""
+    begins = ATTENTION + ("attention_math" if kernel == "math" else f"{kernel}_attention")
+    return sorted(name for name in ran if not name.startswith(begins))
 
 
 def _first_sentence(text: str) -> str:

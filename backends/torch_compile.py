@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,12 +15,12 @@ from backends.torch_errors import INSTALL, in_words, tell
 from backends.torch_module import (
     TorchOptions,
     described,
-    layers,
     prepare,
     probe_torch,
     settle,
 )
 from backends.torch_package import build_package, open_package
+from backends.torch_placement import placement
 from backends.torch_session import Inputs, SavedFacts, TorchSession, saved_facts
 from backends.torch_shapes import cut, mark, not_free, ones, sizes_of_one
 from harness.api import (
@@ -102,9 +102,9 @@ class TorchCompile(Backend):
                 inputs = _inputs(request, place)
             with request.stage("build"):
                 if options.aot:
-                    placement = build_package(module, inputs.tensors, request, _inductor_config(options))
+                    nodes = build_package(module, inputs.tensors, request, _inductor_config(options))
                     facts |= {"graphs": 1, "graph_breaks": 0, "aot": True}
-                    saved = SavedFacts(facts=facts, placement=placement, card=place.card())
+                    saved = SavedFacts(facts=facts, placement=nodes, card=place.card())
                     return _packaged(request.engine_dir, request, place, saved, inputs)
                 traced = _first_calls(module, inputs, request, place)
                 for sizes in ones(request.dynamic):
@@ -115,8 +115,8 @@ class TorchCompile(Backend):
             notes = [*_notes(facts), *traced.notes]
             if options.mode == "reduce-overhead" and place.stream is None:
                 notes.append("mode=reduce-overhead means CUDA graphs: on a CPU it changes nothing")
-            saved = SavedFacts(facts=facts, notes=notes, placement=layers(module), card=place.card())
-            return _session(traced.compiled, request, place, saved, inputs, traced.results)
+            saved = SavedFacts(facts=facts, notes=notes, card=place.card())
+            return _session(traced.compiled, module, request, place, saved, inputs)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import torch._inductor.config
@@ -137,9 +137,8 @@ class TorchCompile(Backend):
                 notes.append(f"torch.compile does not generalise over sizes of 1: {sizes} runs a graph of its own")
             if not traced.facts["cache_hits"] or (request.dynamic and _missed()):
                 notes.append("a warm start found no graph for this shape in Inductor's cache and compiled it anew")
-            return _session(
-                traced.compiled, request, place, msgspec.structs.replace(saved, notes=notes), inputs, traced.results
-            )
+            saved = msgspec.structs.replace(saved, notes=notes)
+            return _session(traced.compiled, module, request, place, saved, inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,6 @@ class _Traced:
     compiled: Any
     facts: dict[str, Scalar]
     notes: list[str]
-    results: Any
 
 
 def _options(request: CompileRequest) -> TorchCompileOptions:
@@ -195,21 +193,16 @@ def _first_calls(module: torch.nn.Module, inputs: Inputs, request: CompileReques
 
     options = _options(request)
     compiled: Any = torch.compile(module, fullgraph=options.fullgraph, options=_inductor_config(options))
-    graphed = place.stream is not None and options.mode in CUDA_GRAPHS
-    with watch(place.device) if graphed else nullcontext(Recording()) as recording:
-        results = _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
-        if graphed:
-            with torch.inference_mode():
-                for _ in range(2):
-                    results = None  # what is still held cannot be overwritten by the next replay
-                    results = compiled(*inputs.tensors)
-                place.stream.synchronize()
-    facts = _counted()
-    if graphed:
-        facts["cuda_graphs"] = recording.graphs
-    return _Traced(
-        compiled=compiled, facts=facts, notes=_left_out(recording, options.mode) if graphed else [], results=results
-    )
+    if place.stream is None or options.mode not in CUDA_GRAPHS:
+        _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
+        return _Traced(compiled=compiled, facts=_counted(), notes=[])
+    with watch(place.device) as recording, torch.inference_mode():
+        _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
+        for _ in range(2):
+            compiled(*inputs.tensors)
+        place.stream.synchronize()
+    facts = {**_counted(), "cuda_graphs": recording.graphs}
+    return _Traced(compiled=compiled, facts=facts, notes=_left_out(recording, options.mode))
 
 
 def _left_out(recording: Recording, mode: str) -> list[str]:
@@ -293,11 +286,11 @@ def _packaged(
 
 def _session(
     compiled: Any,  # a module, as torch.compile returns it
+    module: torch.nn.Module,
     request: CompileRequest,
     place: Place,
     saved: SavedFacts,
     inputs: Inputs,
-    results: Any,
 ) -> TorchSession:
     return TorchSession(
         compiled,
@@ -306,5 +299,5 @@ def _session(
         provider=described(request, "inductor"),
         inputs=inputs,
         saved=saved,
-        results=results,
+        locate=partial(placement, module, request, place),
     )

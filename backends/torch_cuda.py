@@ -139,7 +139,7 @@ class CapturedCall:
         self._graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self._graph, stream=place.stream):
-                self.results = call(*inputs)
+                self._results = call(*inputs)
         except RuntimeError as exc:
             first = first_cause(exc)
             if isinstance(first, torch.OutOfMemoryError):
@@ -151,7 +151,7 @@ class CapturedCall:
 
     def __call__(self, *_: object) -> Any:
         self._graph.replay()
-        return self.results
+        return self._results
 
 
 @dataclass

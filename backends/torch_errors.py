@@ -57,6 +57,17 @@ _KNOWN = (
         hint=f"{INSTALL}, which brings Triton",
     ),
     _Known(
+        signs=(
+            "CUDA_HOME environment variable is not set",
+            "cuda.h: No such file",
+            "cuda_runtime_api.h: No such file",
+            "host_defines.h: No such file",
+            "cannot find -lcuda",
+        ),
+        kind=UnavailableError,
+        hint="a package is compiled against the CUDA toolkit: install it and set CUDA_HOME, or leave out aot=true",
+    ),
+    _Known(
         signs=("Failed to find C compiler", "No working C++ compiler", "Python.h: No such file"),
         kind=UnavailableError,
         hint="install a compiler and Python's headers: sudo apt-get install g++ python3-dev",
@@ -85,8 +96,9 @@ def tell(exc: BaseException) -> None:
         return
     for known in _KNOWN:
         for cause in _chain(exc):
-            if any(sign in str(cause) for sign in known.signs):
-                raise known.kind(sentence(cause), hint=known.hint) from exc
+            for line in str(cause).splitlines():
+                if any(sign in line for sign in known.signs):
+                    raise known.kind(_without_advice(line), hint=known.hint) from exc
 
 
 @contextmanager
@@ -115,9 +127,12 @@ def first_cause(exc: BaseException) -> BaseException:
 
 
 def sentence(exc: BaseException) -> str:
-    """Return the part of a message that says what happened, without advice on allocators and debuggers."""
-    text = str(exc).strip().partition("\n")[0].partition(" Of the allocated memory")[0].strip()
-    return text or type(exc).__name__
+    """Return the part of a message that says what happened; what follows is how to debug torch."""
+    return _without_advice(str(exc).strip().partition("\n")[0]) or type(exc).__name__
+
+
+def _without_advice(line: str) -> str:
+    return line.partition(" Of the allocated memory")[0].strip()  # the rest is about settings of the allocator
 
 
 def hint_for(text: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,15 +117,3 @@ def described(request: CompileRequest, engine: str) -> str:
     options = options_of(request)
     chosen = [name for name in ("channels_last", "tf32", "cuda_graph") if getattr(options, name)]
     return " ".join([engine, request.device, *chosen])
-
-
-def layers(module: torch.nn.Module) -> dict[str, int]:
-    """Return device kind -> how many modules have parameters or buffers of their own there.
-
-    torch knows no more before a run: what `forward` computes without weights happens where its tensors lie.
-    """
-    found: Counter[str] = Counter()
-    for part in module.modules():
-        own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        found.update({tensor.device.type for tensor in own})
-    return dict(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
@@ -95,13 +94,13 @@ class TorchSession(Session):
         provider: str,
         inputs: Inputs | None = None,
         saved: SavedFacts | None = None,
-        results: Any = None,
+        locate: Callable[[], dict[str, int]] | None = None,
         within: AbstractContextManager[object] | None = None,
     ) -> None:
         """Take what runs.
 
-        `inputs` and `results` are those of calls that were made to compile it. `within` is entered once, and left by
-        `close()`.
+        `inputs` are those that it was compiled with. `locate` finds the placement where it was not saved. `within` is
+        entered once, and left by `close()`.
 
         Raises:
             OutOfMemory: The device has no room for the inputs.
@@ -115,7 +114,8 @@ class TorchSession(Session):
         self._saved = saved or SavedFacts()
         self._inputs = inputs or Inputs(request, place)
         self._copying = False
-        self._results = results
+        self._results: Any = None
+        self._locate = locate
         self._landing: dict[str, torch.Tensor] = {}
         self._within = ExitStack()
         if within is not None:
@@ -128,8 +128,7 @@ class TorchSession(Session):
             UnsupportedError: A CUDA graph cannot hold it.
         """
         self.bind(self._artifact.input_set(0))
-        captured = CapturedCall(self._call, self._inputs.tensors, self._place)
-        self._call, self._results = captured, captured.results
+        self._call = CapturedCall(self._call, self._inputs.tensors, self._place)
 
     def facts(self) -> dict[str, Scalar]:
         return dict(self._saved.facts)
@@ -138,9 +137,9 @@ class TorchSession(Session):
         return list(self._saved.notes)
 
     def placement(self) -> dict[str, int] | None:
-        found = Counter(self._saved.placement or {})
-        found.update(tensor.device.type for tensor in _tensors(self._results))
-        return dict(found) or None
+        if self._saved.placement is None and self._locate is not None:
+            self._saved = msgspec.structs.replace(self._saved, placement=self._locate())
+        return self._saved.placement or None
 
     def save(self, engine_dir: Path) -> None:
         # The weights are the artifact's. What a later process needs beside them is what was found while compiling.
@@ -191,7 +190,7 @@ class TorchSession(Session):
         return host.copy_(tensor, non_blocking=True)
 
     def close(self) -> None:
-        self._call = self._results = None
+        self._call = self._results = self._locate = None
         self._inputs.free()
         self._landing = {}
         self._within.close()
@@ -219,6 +218,14 @@ def saved_facts(engine_dir: Path, place: Place) -> SavedFacts:
             hint="compile it again",
         )
     return saved
+
+
+def saved_placement(engine_dir: Path) -> dict[str, int] | None:
+    """Return the placement that an earlier session found; None where none was saved."""
+    try:
+        return msgspec.json.decode((engine_dir / FACTS).read_bytes(), type=SavedFacts).placement
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _tensors(results: Any) -> list[torch.Tensor]:
