@@ -171,11 +171,17 @@ def _inputs(request: CompileRequest, place: Place) -> Inputs:
     inputs = Inputs(request, place)
     with torch.inference_mode():
         inputs.fill(request.artifact.input_set(0).values())
-    if place.stream is not None and _options(request).mode in CUDA_GRAPHS and request.dynamic is None:
+    if _records(request, place) and request.dynamic is None:
         for tensor in inputs.tensors:
             # Else a copy of each would be part of every replay, which no other backend's CUDA graph pays.
             torch._dynamo.mark_static_address(tensor)
     return inputs
+
+
+def _records(request: CompileRequest, place: Place) -> bool:
+    """Return whether Inductor is asked to record CUDA graphs."""
+    options = _options(request)
+    return place.stream is not None and options.mode in CUDA_GRAPHS and not options.aot
 
 
 def _inductor_config(options: TorchCompileOptions) -> dict[str, Any]:
@@ -193,7 +199,7 @@ def _first_calls(module: torch.nn.Module, inputs: Inputs, request: CompileReques
 
     options = _options(request)
     compiled: Any = torch.compile(module, fullgraph=options.fullgraph, options=_inductor_config(options))
-    if place.stream is None or options.mode not in CUDA_GRAPHS:
+    if not _records(request, place):
         _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
         return _Traced(compiled=compiled, facts=_counted(), notes=[])
     with watch(place.device) as recording, torch.inference_mode():

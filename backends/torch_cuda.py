@@ -123,15 +123,13 @@ class CapturedCall:
     """A call as one CUDA graph: it reads the tensors that it was captured with and overwrites its own results."""
 
     def __init__(self, call: Callable[..., Any], inputs: Sequence[torch.Tensor], place: Place) -> None:
-        """Capture a call on inputs that keep their addresses from now on.
+        """Capture a call on a CUDA device, on inputs that keep their addresses from now on.
 
         Raises:
-            UnsupportedError: It does something that a graph cannot hold, or there is no CUDA device.
+            UnsupportedError: It does something that a graph cannot hold.
         """
         import torch
 
-        if place.stream is None:
-            raise UnsupportedError("cuda_graph=true needs a CUDA device", hint="leave out cuda_graph on a CPU")
         for _ in range(WARM_UP_CALLS):
             call(*inputs)
         place.stream.synchronize()

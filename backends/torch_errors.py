@@ -73,7 +73,11 @@ _KNOWN = (
         hint="install a compiler and Python's headers: sudo apt-get install g++ python3-dev",
     ),
     _Known(
-        signs=("Expected all tensors to be on the same device",),
+        signs=(
+            "Expected all tensors to be on the same device",
+            "found two different devices",
+            "on the same device as the indexed tensor",
+        ),
         kind=RunError,
         hint="the model makes or keeps a tensor on the CPU: create it with device=x.device, or register it as a buffer",
     ),

@@ -23,7 +23,7 @@ def placement(module: torch.nn.Module, request: CompileRequest, place: Place) ->
     """Return device kind -> how many operators compute there, by where their results lie.
 
     Where values decide what is computed, or on a CPU, where there is nothing to find: how many modules have weights
-    there. A compiler may fuse the operators and leave some out; it moves none to another device.
+    there. A compiler may fuse operators, leave some out, and make a constant where it is used.
     """
     if place.stream is None:
         return layers(module)

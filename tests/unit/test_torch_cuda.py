@@ -623,6 +623,15 @@ def test_what_torch_raises_is_said_in_words(
     assert "\n" not in caught.value.message and hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("operator", [torch.add, torch.mm])
+def test_tensors_of_two_devices_are_said_in_words_as_dynamo_finds_them(operator: Any) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), pytest.raises(RunError, match="devices,? cuda:0") as caught, torch_errors.in_words():
+        operator(torch.empty(2, 2, device="cuda:0"), torch.empty(2, 2))
+    assert "device=x.device" in (caught.value.hint or "")
+
+
 def test_an_error_inside_a_compilers_own_is_found(place: FakePlace, tmp_path: Path) -> None:
     def compiled(*_: object) -> None:
         raise InductorError(torch.OutOfMemoryError(FULL), None)
