@@ -627,7 +627,7 @@ def test_what_torch_raises_is_said_in_words(
 def test_tensors_of_two_devices_are_said_in_words_as_dynamo_finds_them(operator: Any) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode(), pytest.raises(RunError, match="devices,? cuda:0") as caught, torch_errors.in_words():
+    with FakeTensorMode(), pytest.raises(RunError, match=r"devices,? cuda:0") as caught, torch_errors.in_words():
         operator(torch.empty(2, 2, device="cuda:0"), torch.empty(2, 2))
     assert "device=x.device" in (caught.value.hint or "")
 
