@@ -13,6 +13,7 @@ import msgspec
 
 from backends.torch_errors import in_words
 from backends.torch_module import (
+    PRECISIONS,
     TorchOptions,
     described,
     options_of,
@@ -52,7 +53,7 @@ class Eager(Backend):
 
     name = "eager"
     summary = "PyTorch without a compiler"
-    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), saves_engines=False)
+    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, saves_engines=False)
     modules = ("torch",)
     Options = EagerOptions
 

@@ -11,10 +11,15 @@ from backends import torch_cuda
 from backends.torch_cuda import Place
 from harness.api import Availability, BackendOptions, CompileRequest, Scalar
 from harness.errors import UnsupportedError
+from harness.narrowing import NARROW, between_casts
 from harness.torch_rules import set_rules
 
 if TYPE_CHECKING:
     import torch
+
+
+PRECISIONS = {"cpu": ("fp32", "fp16", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")}
+"""What both torch backends are offered in. Quantised modules would be others than the exported one."""
 
 
 class TorchOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,9 +28,6 @@ class TorchOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fie
     channels_last: Annotated[bool, msgspec.Meta(description="store images as NHWC; often faster for convolutions")] = (
         False
     )
-    tf32: Annotated[
-        bool, msgspec.Meta(description="on cuda: multiply float32 in TF32, which keeps 10 bits of the mantissa")
-    ] = False
     cudnn_benchmark: Annotated[
         bool,
         msgspec.Meta(description="on cuda: let cuDNN try its convolutions in the first run and keep the fastest"),
@@ -68,18 +70,18 @@ def settle(request: CompileRequest) -> tuple[Place, dict[str, Scalar]]:
     torch.set_num_threads(request.threads)
     place = torch_cuda.place_of(request.device)
     on_cuda = place.stream is not None
-    if options.tf32 and not (on_cuda and torch.cuda.is_tf32_supported()):
+    tf32 = request.precision == "tf32"
+    if tf32 and not torch.cuda.is_tf32_supported():
         raise UnsupportedError(
-            f"tf32=true needs an NVIDIA device of compute capability 8.0 or more, got {place.card() or place.device}",
-            hint="leave out tf32",
+            f"tf32 needs an NVIDIA device of compute capability 8.0 or more, got {place.card() or place.device}"
         )
     if options.cuda_graph and not on_cuda:
         raise UnsupportedError(f"cuda_graph=true needs an NVIDIA device, got {place.device}", hint="leave it out")
-    set_rules(tf32=options.tf32)
+    set_rules(tf32=tf32)
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     if not on_cuda:
         return place, {}
-    stated = {"tf32": options.tf32, "cudnn_benchmark": options.cudnn_benchmark}
+    stated = {"tf32": tf32, "cudnn_benchmark": options.cudnn_benchmark}
     return place, {**stated, "cuda_graphs": int(options.cuda_graph)}
 
 
@@ -88,13 +90,11 @@ def prepare(request: CompileRequest) -> tuple[torch.nn.Module, Place, dict[str, 
 
     Raises:
         UnavailableError: torch cannot use the device.
-        UnsupportedError: There is no torch module, or the precision or the memory layout does not fit.
+        UnsupportedError: There is no torch module, or the memory layout does not fit.
     """
     import torch
 
     channels_last = options_of(request).channels_last
-    if request.precision != "fp32":
-        raise UnsupportedError(f"precision {request.precision} is not built for torch backends")
     if channels_last and all(len(spec.shape) != 4 for spec in request.artifact.inputs):
         raise UnsupportedError("channels_last needs a four-dimensional input, and this model has none")
     settle(request)  # before minutes may go into a large model that has no device to go to
@@ -103,6 +103,8 @@ def prepare(request: CompileRequest) -> tuple[torch.nn.Module, Place, dict[str, 
     place, facts = settle(request)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
+    if request.precision in NARROW:
+        module = between_casts(module, request.precision)
     return module.to(place.device), place, facts
 
 
@@ -115,5 +117,6 @@ def options_of(request: CompileRequest) -> TorchOptions:
 def described(request: CompileRequest, engine: str) -> str:
     """Return a provider's name: what runs, where, and the options that change how."""
     options = options_of(request)
-    chosen = [name for name in ("channels_last", "tf32", "cuda_graph") if getattr(options, name)]
-    return " ".join([engine, request.device, *chosen])
+    chosen = [name for name in ("channels_last", "cuda_graph") if getattr(options, name)]
+    precise = [] if request.precision == "fp32" else [request.precision]
+    return " ".join([engine, request.device, *precise, *chosen])

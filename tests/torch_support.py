@@ -68,13 +68,20 @@ class Built(Artifact):
 
 
 def request_for(
-    backend: type[Backend], artifact: Artifact, folder: Path, *, device: str = "cpu", **options: Any
+    backend: type[Backend],
+    artifact: Artifact,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    **options: Any,
 ) -> CompileRequest:
     """Return what a worker would be asked, with a backend's options by name."""
     return CompileRequest(
         artifact=artifact,
         options=msgspec.convert(options, type=backend.Options),
         device=device,
+        precision=precision,
         engine_dir=folder,
         cache_dir=folder,
         stage=lambda _: contextlib.nullcontext(),

@@ -106,7 +106,7 @@ def test_without_tf32_float32_is_float32(backend: type[Backend], tmp_path: Path)
 def test_tf32_is_what_runs_where_it_was_asked_for(tmp_path: Path) -> None:
     artifact = Built(tmp_path, Product(), shape=(512, 512))
     x = artifact.input_set(0)["x"]
-    with Eager().compile(request_for(Eager, artifact, tmp_path, device=DEVICE, tf32=True)) as session:
+    with Eager().compile(request_for(Eager, artifact, tmp_path, device=DEVICE, precision="tf32")) as session:
         assert error(artifact, run(session, x), x) > TF32_AT_LEAST
 
 

@@ -14,6 +14,7 @@ import pytest
 from backends import eager, torch_package
 from backends.eager import Eager
 from backends.torch_compile import TorchCompile, TorchCompileOptions
+from harness import drift
 from harness.api import Backend, DynamicShapes, TensorSpec
 from harness.errors import UnsupportedError, UsageError
 
@@ -133,3 +134,35 @@ def test_a_package_says_where_the_nodes_of_its_graph_compute(tmp_path: Path) -> 
 
     program = torch.export.export(Splits().eval(), (torch.ones(2, 3),))
     assert torch_package._nodes(program) == {"cpu": 3, "meta": 1}
+
+
+class Layered(torch.nn.Module):  # type: ignore[misc,name-defined]  # as above
+    """A convolution, a norm and a linear layer, so that weights, statistics and buffers are narrowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.out = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 3)
+        self.register_buffer("steps", torch.arange(3))
+
+    def forward(self, x: Any) -> Any:
+        pooled = self.norm(self.conv(x)).relu().mean((2, 3))  # (B, 4)
+        return self.out(pooled) + self.steps
+
+
+@pytest.mark.parametrize("backend", [Eager, TorchCompile])
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 1e-6), ("bf16", 1e-5)])
+def test_half_precision_computes_between_float32(
+    backend: type[Backend], precision: str, least: float, tmp_path: Path
+) -> None:
+    artifact = Built(tmp_path, Layered().eval())
+    with backend().compile(request_for(backend, artifact, tmp_path, precision=precision)) as session:
+        session.bind(artifact.input_set(0))
+        session.execute()
+        session.synchronize()
+        outputs = session.outputs()
+        assert precision in session.provider
+    assert outputs["y"].dtype == np.float32
+    assert np.abs(outputs["y"] - artifact.expected).max() > least, "it really computes in half"
+    rows = drift.judge(outputs, {"y": artifact.expected}, precision=precision)
+    assert drift.passed(rows), [row.reason for row in rows]
