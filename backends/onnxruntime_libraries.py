@@ -142,7 +142,7 @@ def ep_device(onnxruntime: Any, index: int) -> Any:
         if "already registered" not in str(exc):
             raise UnavailableError(
                 f"{RTX_PACKAGE} cannot be loaded: {plain(exc)}",
-                hint="it needs libcuda.so.1 and libnvidia-ml.so.1, which come with the NVIDIA driver",
+                hint="it needs libcuda.so.1 and libnvidia-ml.so.1, which a driver for CUDA 13 brings",
             ) from exc
     devices = [one for one in onnxruntime.get_ep_devices() if one.ep_name == RTX]
     # The plug-in orders devices by their place on the bus. Where there are several, it must say which is which.

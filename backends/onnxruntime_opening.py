@@ -13,6 +13,7 @@ from backends.onnxruntime_providers import (
     CPU,
     CUDA,
     ENGINES,
+    LIBRARIES_HINT,
     RTX,
     TENSORRT,
     TF32_OVERRIDE,
@@ -179,7 +180,7 @@ class Opening:
     def _fallback(self, running: str) -> FallbackError:
         why = missing_library(self.provider, self._runtime)
         text = f"asked for {self._wanted}, ONNX Runtime runs {running}" + (f": {why}" if why else "")
-        return FallbackError(text, hint=self.provider.hint)
+        return FallbackError(text, hint=LIBRARIES_HINT)
 
     def _open(self, session: Any, card: EngineCard, found: Assigned) -> OnnxRuntimeSession:
         if self._memory is None or self._gpu is None:

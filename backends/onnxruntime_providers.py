@@ -20,8 +20,10 @@ TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 
 HINT = "pip install 'harness[onnxruntime]' (or 'harness[onnxruntime-gpu]' with an NVIDIA GPU)"
 GPU_HINT = (
-    "pip uninstall onnxruntime, then pip install 'harness[onnxruntime-gpu]'; an environment holds only one of them"
+    "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'harness[onnxruntime-gpu]': "
+    "an environment holds only one of them"
 )
+LIBRARIES_HINT = "pip install 'harness[onnxruntime-gpu]', which brings the libraries of CUDA and cuDNN"
 TENSORRT_HINT = "pip install 'harness[onnxruntime-tensorrt]'; TensorRT's libraries come from NVIDIA's own package index"
 RTX_HINT = "pip install 'harness[onnxruntime-rtx]'"
 

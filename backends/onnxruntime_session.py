@@ -133,7 +133,7 @@ def node_note(found: Assigned, copies: Scalar) -> list[str]:
     if copies == 0:
         why = "; nothing is copied between host and device for them, as where shapes are computed"
     elif copies is not None:
-        why = f"; {copies} copies between host and device in every run; a warm load optimises the graph anew"
+        why = f"; copies between host and device in every run: {copies}; a warm load optimises the graph anew"
     return [f"onnxruntime: nodes on the CPU: {named}{why}."]
 
 

@@ -43,7 +43,7 @@ from tests.fake_tensorrt import Asked
 COUNTS = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 """From 1.24 on it says where its nodes run."""
 DOUBLED = 2 * np.arange(16, dtype=np.float32).reshape(1, 4, 4)
-HOST_NOTE = "onnxruntime: nodes on the CPU: 1 Det; 2 copies between host and device in every run; a warm load optimises"
+HOST_NOTE = "onnxruntime: nodes on the CPU: 1 Det; copies between host and device in every run: 2; a warm load opt"
 
 
 @pytest.fixture
