@@ -39,9 +39,7 @@ class OnnxRuntime(Backend):
         try:
             gpus = cuda_device.driver().gpus
         except UnavailableError as exc:
-            if CUDA in built or plugin:
-                return replace(host_only, reason=f"runs on the CPU only: {exc.message}", hint=exc.hint)
-            return host_only
+            return replace(host_only, reason=f"runs on the CPU only: {exc.message}", hint=exc.hint)
         if CUDA not in built and not plugin:
             return replace(host_only, reason="this build of onnxruntime is for the CPU only", hint=GPU_HINT)
         return replace(host_only, devices=("cpu", *(f"cuda:{gpu.index}" for gpu in gpus)))
