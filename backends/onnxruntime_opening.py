@@ -203,12 +203,9 @@ class Opening:
         if self._gpu is None:
             return {}
         effective = session.get_provider_options().get(self._wanted, {})
-        facts: dict[str, Scalar] = {
-            "tf32": os.environ.get(TF32_OVERRIDE) != "0",
-            "cuda_graph": self._options.cuda_graph,
-        }
+        tf32 = os.environ.get(TF32_OVERRIDE) != "0" and effective.get("use_tf32") != "0"
+        facts: dict[str, Scalar] = {"tf32": tf32, "cuda_graph": self._options.cuda_graph}
         if self._wanted == CUDA:
-            facts["tf32"] = effective.get("use_tf32") != "0"
             facts["cudnn_search"] = effective.get("cudnn_conv_algo_search", "").lower()
         if self._wanted == TENSORRT:
             facts["builder_optimization_level"] = int(effective.get("trt_builder_optimization_level", -1))

@@ -235,8 +235,8 @@ class DeviceSession(OnnxRuntimeSession):
         self._index = index
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        # Of what lies on the device. What a node on the CPU reads or writes stays in page-locked memory.
         self._addresses: dict[str, int] = {}
-        """Of what lies on the device. What a node on the CPU reads or writes stays in page-locked memory."""
         self._staged: dict[str, np.ndarray] = {}
         on_host = host_tensors(session)
         for spec in artifact.inputs:
