@@ -15,6 +15,7 @@ from backends.cuda_device import Gpu
 from backends.tensorrt_build import Build
 from backends.tensorrt_family import FamilyOptions, TensorRTFamily, usable_driver
 from harness.api import Capabilities, CompileRequest, Scalar
+from harness.precisions import PRECISIONS
 
 MAJORS = (10, 11)
 CACHE_LOCK_WITHIN_S = 30
@@ -33,7 +34,7 @@ class TensorRT(TensorRTFamily):
 
     name = "tensorrt"
     summary = "NVIDIA TensorRT 10 or 11, tuned on the device"
-    capabilities = Capabilities(source="onnx", devices=("cuda",), dynamic_shapes=True)
+    capabilities = Capabilities(source="onnx", devices=("cuda",), precisions={"cuda": PRECISIONS}, dynamic_shapes=True)
     modules = ("tensorrt",)
     Options = TensorRTOptions
     install_note = "; its libraries come from NVIDIA's own package index"

@@ -37,10 +37,6 @@ _IMPORT_TIMEOUT_S = 120
 class FamilyOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options that mean the same in both."""
 
-    tf32: Annotated[
-        bool,
-        msgspec.Meta(description="let float32 products round their inputs to TF32's 10 mantissa bits; faster, drifts"),
-    ] = False
     workspace_mb: (
         Annotated[int, msgspec.Meta(ge=1, le=MIB, description="scratch memory that one layer may use, in MiB")] | None
     ) = None
@@ -92,12 +88,17 @@ class TensorRTFamily(Backend):
     @classmethod
     def _twice(cls, module: str, parts: dict[int, list[str]]) -> Availability:
         """Return the answer for an environment in which the parts for two CUDA versions lie over one another."""
-        superfluous = " ".join(parts[min(parts)])
+        try:
+            served = cuda_device.driver().cuda[0]
+        except UnavailableError:
+            served = max(parts)
+        kept = max((major for major in parts if major <= served), default=max(parts))
+        superfluous = [name for major, names in parts.items() if major != kept for name in names]
         return Availability(
             available=False,
             reason=f"{module} is installed for two CUDA versions, whose files overwrite each other: "
             + "; ".join(f"{', '.join(names)} for CUDA {major}" for major, names in parts.items()),
-            hint=f"pip uninstall {superfluous}, then: pip install --force-reinstall {' '.join(parts[max(parts)])}",
+            hint=f"pip uninstall {' '.join(superfluous)}, then: pip install --force-reinstall {' '.join(parts[kept])}",
         )
 
     @classmethod
@@ -135,7 +136,7 @@ class TensorRTFamily(Backend):
                 facts={"target": target, **facts, "plan_bytes": plan.nbytes, "network_layers": build.network_layers},
             )
             if gpu is None:
-                return TargetEngine(plan, card)
+                return TargetEngine(plan, card, why=self._why_not_run(request))
             return self._started(self._open(trt, plan, card, gpu, request, None), request)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
@@ -158,9 +159,6 @@ class TensorRTFamily(Backend):
         return self._open(trt, plan, card, gpu, request, engine_dir)
 
     def _check_supported(self, request: CompileRequest) -> None:
-        if request.precision not in self.capabilities.precisions:
-            known = ", ".join(self.capabilities.precisions)
-            raise UnsupportedError(f"{self.name} has no precision '{request.precision}'; it has {known}")
         targets = self.capabilities.compile_targets
         if request.target is not None and request.target not in targets:
             raise UnsupportedError(
@@ -171,6 +169,10 @@ class TensorRTFamily(Backend):
     @abstractmethod
     def _gpu(self, request: CompileRequest) -> Gpu | None:
         """Return the device to build on and run on, or None where the engine is only built."""
+
+    def _why_not_run(self, request: CompileRequest) -> str:
+        """Return why an engine is only built, empty where that was asked for."""
+        return ""
 
     @abstractmethod
     def _target(self, gpu: Gpu | None) -> str:
@@ -190,11 +192,13 @@ class TensorRTFamily(Backend):
         """Set what the options ask for, and return the facts about it."""
         options = request.options
         assert isinstance(options, FamilyOptions)
-        if options.tf32:
+        # All other precisions are in the graph itself, whose types TensorRT keeps to.
+        tf32 = request.precision == "tf32"
+        if tf32:
             build.config.set_flag(trt.BuilderFlag.TF32)
         else:
             build.config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's own default is on
-        facts: dict[str, Scalar] = {"tf32": options.tf32}
+        facts: dict[str, Scalar] = {"tf32": tf32}
         if request.dynamic is not None:
             build.set_profile({spec.name: request.dynamic.bounds(spec) for spec in request.artifact.inputs})
             facts["profile"] = _profile(request.dynamic)

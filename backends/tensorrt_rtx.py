@@ -15,6 +15,7 @@ from backends.tensorrt_family import TensorRTFamily, usable_driver
 from backends.tensorrt_session import EngineCard, EngineSession
 from harness.api import Availability, Capabilities, CompileRequest, Scalar
 from harness.errors import CompileError, UnavailableError, UnsupportedError
+from harness.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from harness.api import Tensors
@@ -98,7 +99,13 @@ class TensorRTRTX(TensorRTFamily):
 
     name = "tensorrt-rtx"
     summary = "NVIDIA TensorRT for RTX: builds for a GPU that need not be here"
-    capabilities = Capabilities(source="onnx", devices=("cuda",), compile_targets=tuple(TARGETS), dynamic_shapes=True)
+    capabilities = Capabilities(
+        source="onnx",
+        devices=("cuda",),
+        precisions={"cuda": PRECISIONS},
+        compile_targets=tuple(TARGETS),
+        dynamic_shapes=True,
+    )
     modules = ("tensorrt_rtx",)
     _session = RtxSession
 
@@ -115,6 +122,15 @@ class TensorRTRTX(TensorRTFamily):
         except UnavailableError:
             return None
         return driver.gpu(request.device)
+
+    def _why_not_run(self, request: CompileRequest) -> str:
+        if request.target is not None or not request.device.startswith("cuda"):
+            return ""
+        try:
+            usable_driver(self.modules[0])
+        except UnavailableError as exc:
+            return exc.message
+        return ""
 
     def _target(self, gpu: Gpu | None) -> str:
         target = gpu.target if gpu else DEFAULT_TARGET

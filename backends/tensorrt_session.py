@@ -73,16 +73,18 @@ def read_engine(folder: Path, backend: str) -> tuple[bytes, EngineCard]:
 class TargetEngine(CompiledOnly):
     """An engine that was built for a compute capability and not for a device at hand: it can be saved, not run."""
 
-    def __init__(self, plan: Any, card: EngineCard) -> None:
+    def __init__(self, plan: Any, card: EngineCard, *, why: str) -> None:
+        """Keep the plan; `why` says why it is not run, empty where that was asked for."""
         self.provider = card.provider
         self._plan = plan
         self._card = card
+        self._why = why
 
     def facts(self) -> dict[str, Scalar]:
         return dict(self._card.facts)
 
     def notes(self) -> list[str]:
-        return [f"{self._card.backend}: built for {self._card.target}, not run."]
+        return [f"built for {self._card.target}; nothing was run{f': {self._why}' if self._why else ''}"]
 
     def save(self, engine_dir: Path) -> None:
         write_engine(engine_dir, self._plan, self._card)
@@ -162,9 +164,10 @@ class EngineSession(Session):
             facts["layer_outputs"] = types
         return facts
 
-    def placement(self) -> dict[str, int]:
+    def placement(self) -> dict[str, int] | None:
         # TensorRT places no layer elsewhere: what the device cannot do, it refuses to build.
-        return {"cuda": int(self._engine.num_layers)}
+        layers = int(self._engine.num_layers)
+        return {"cuda": layers} if layers else None
 
     def save(self, engine_dir: Path) -> None:
         if self._engine_dir is None:

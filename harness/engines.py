@@ -27,6 +27,8 @@ class Engine(Record, frozen=True, kw_only=True):
 
     versions: dict[str, str]
     version: str | None
+    hardware: str = ""
+    """The GPU that it was built on and the driver; empty for the CPU, and for a target that need not be here."""
     stages: dict[str, float]
     opened: Opened
     engine_bytes: int | None

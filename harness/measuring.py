@@ -21,6 +21,7 @@ from harness.progress import Narrator
 from harness.records import CONTROL, Case, Failure, OutputDrift, Settings, Sitting
 from harness.rounds import Conducted, Schedule, Seat, conduct, plan_groups
 from harness.summarize import precise
+from harness.telemetry import Telemetry
 
 LAUNCHES_AT_MOST = 2
 """Times the launches asked for: how far a noisy run may go on for the sake of precision, budget permitting."""
@@ -38,6 +39,7 @@ class Measuring:
         self._settings = settings
         self._launcher = launcher
         self._say = narrator
+        self._telemetry = Telemetry(owns=launcher.owns)
         self._controlled = True
 
     def measure(self, compiled: dict[str, Compiled]) -> None:
@@ -153,7 +155,10 @@ class Measuring:
                 outputs=scratch,
                 seed=self._settings.seed,
                 say=self._say.doing,
+                telemetry=self._telemetry,
             )
+            for note in self._telemetry.notes:
+                self._page.note(note)
             self._take(conducted)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harness.protocol import Progress
 
-BAR_CHARACTERS = 24
+BAR_CHARACTERS = 16
 
 
 class Narrator:

@@ -452,6 +452,7 @@ class Asked:
         report: Any = None,
         batches: tuple[int, int] | None = None,
         target: str | None = None,
+        precision: str = "fp32",
         **options: Any,
     ) -> CompileRequest:
         """Ask for an engine of the toy; with `batches`, for one that takes all sizes from the first to the second."""
@@ -462,6 +463,7 @@ class Asked:
             options=msgspec.convert(options | {"dynamic": batches is not None}, type=backend.Options),
             device=device,
             target=target,
+            precision=precision,
             dynamic=DynamicShapes(axes=axes, ranges={"batch": batches}) if batches else None,
             engine_dir=self.root / "engine",
             cache_dir=self.root / "cache",

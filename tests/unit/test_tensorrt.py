@@ -24,6 +24,7 @@ from backends.tensorrt_rtx import RUNTIME_CACHE, TARGETS, TensorRTRTX
 from backends.tensorrt_session import CARD, PLAN
 from harness.api import Availability, DynamicShapes
 from harness.errors import CompileError, HarnessError, OutOfMemory, RunError, UnavailableError, UnsupportedError
+from harness.precisions import PRECISIONS
 from tests.fake_cuda import ADA, FakeCudart
 from tests.fake_tensorrt import Asked, FakeTensorRT, make_artifact
 
@@ -153,9 +154,17 @@ def test_the_probe_refuses_a_driver_that_is_too_old_for_cuda_bindings_and_names_
     )
 
 
+@pytest.mark.parametrize(
+    ("served", "hint"),
+    [
+        (13, "pip uninstall trt-cu12 trt-cu12-libs, then: pip install --force-reinstall trt-cu13"),
+        (12, "pip uninstall trt-cu13, then: pip install --force-reinstall trt-cu12 trt-cu12-libs"),
+    ],
+)
 def test_the_probe_refuses_one_package_for_two_cuda_versions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Callable[..., None]
+    served: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Callable[..., None]
 ) -> None:
+    monkeypatch.setattr(cuda_device, "driver", lambda: Driver(cuda=(served, 0), gpus=(ADA,)))
     installed(trt_cu12="11.4.0", trt_cu12_libs="11.4.0", trt_cu13="11.4.0", trt_other="1")
     answer = probe_with("trt", "raise AssertionError('it must not be imported')", tmp_path, monkeypatch)
     assert not answer.available
@@ -163,7 +172,7 @@ def test_the_probe_refuses_one_package_for_two_cuda_versions(
         "trt is installed for two CUDA versions, whose files overwrite each other: "
         "trt-cu12, trt-cu12-libs for CUDA 12; trt-cu13 for CUDA 13"
     )
-    assert answer.hint == "pip uninstall trt-cu12 trt-cu12-libs, then: pip install --force-reinstall trt-cu13"
+    assert answer.hint == hint
 
 
 def test_every_usable_device_is_told(
@@ -233,10 +242,10 @@ def test_native_compiles_runs_and_loads_on_fakes(trt: FakeTensorRT, cudart: Fake
 
 
 def test_every_native_option_reaches_the_builder(trt: FakeTensorRT, asked: Asked) -> None:
-    FakeNative().compile(asked.request(FakeNative)).close()
-    assert "TF32" not in trt.seen.flags  # TensorRT's own default is on
-    FakeNative().compile(asked.request(FakeNative, tf32=True, workspace_mb=64, builder_optimization_level=5)).close()
-    assert "TF32" in trt.seen.flags
+    for precision in PRECISIONS:  # TensorRT's own default is on
+        FakeNative().compile(asked.request(FakeNative, precision=precision)).close()
+        assert ("TF32" in trt.seen.flags) is (precision == "tf32")
+    FakeNative().compile(asked.request(FakeNative, workspace_mb=64, builder_optimization_level=5)).close()
     assert trt.seen.workspace == 64 << 20
     assert trt.config.builder_optimization_level == 5
 
@@ -545,13 +554,6 @@ def test_shapes_that_depend_on_an_inputs_values_are_unsupported(trt: FakeTensorR
         FakeNative().compile(asked.request(FakeNative, batches=(1, 4)))
 
 
-def test_another_precision_is_unsupported(trt: FakeTensorRT, asked: Asked) -> None:
-    request = asked.request(FakeNative)
-    object.__setattr__(request, "precision", "fp16")
-    with pytest.raises(UnsupportedError, match="tensorrt has no precision 'fp16'; it has fp32"):
-        FakeNative().compile(request)
-
-
 # --- CUDA graphs, layers, progress ------------------------------------------------------------------------------
 
 
@@ -730,6 +732,17 @@ def test_rtx_only_builds_for_a_target_or_without_asking_for_the_device(
         assert session.facts()["target"] == (target or "sm_89") and session.placement() is None
 
 
+def test_rtx_says_why_it_only_builds(trt: FakeTensorRT, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_device, "driver", no_answer)
+    for device, target, why in (
+        ("cuda:0", None, ": no NVIDIA driver on this machine"),
+        ("cuda:0", "sm_89", ""),
+        ("cpu", None, ""),
+    ):
+        with FakeRtx().compile(asked.request(FakeRtx, device=device, target=target)) as session:
+            assert session.notes() == [f"built for sm_89; nothing was run{why}"]
+
+
 def test_rtx_builds_for_no_target_that_it_does_not_have(trt: FakeTensorRT, asked: Asked) -> None:
     with pytest.raises(UnsupportedError, match="cannot build for sm_90 without the device; it builds for sm_75, sm_80"):
         FakeRtx().compile(asked.request(FakeRtx, target="sm_90"))
@@ -784,12 +797,14 @@ def test_rtx_builds_and_saves_an_engine_without_a_device(target: str | None, rtx
         session.save(request.engine_dir)
         facts = session.facts()
         assert not session.runnable and session.provider == f"TensorRT-RTX {built_for}"
-        assert session.notes() == [f"tensorrt-rtx: built for {built_for}, not run."]
+        why = "" if target else ": no NVIDIA driver on this machine"
+        assert session.notes() == [f"built for {built_for}; nothing was run{why}"]
         with pytest.raises(UnsupportedError, match=built_for):
             session.execute()
     assert facts["target"] == built_for and facts["tf32"] is False and facts["network_layers"] == 1
     assert facts["plan_bytes"] == (request.engine_dir / PLAN).stat().st_size > 0
     assert asked.stages == ["load", "build"]
+    assert not (request.engine_dir / LAYERS).exists()  # the inspector needs an engine that is loaded on its device
     with pytest.raises(RunError, match=f"built for {built_for}: no NVIDIA driver"):
         TensorRTRTX().load(request.engine_dir, request)
 
@@ -802,10 +817,13 @@ def test_rtx_reports_the_steps_of_one_outermost_phase(rtx: Any, asked: Asked) ->
     assert any(text[-1].isdigit() for text in texts), "no phase within the outermost was named"
 
 
-def test_rtx_builds_one_engine_for_a_range_of_batches(rtx: Any, asked: Asked) -> None:
-    with TensorRTRTX().compile(asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(1, 4))) as session:
-        assert session.facts()["profile"] == "batch 1 to 4, tuned for 4"
-        assert session.facts()["plan_bytes"]
+@pytest.mark.parametrize("target", ["sm_89", "sm_120"])
+def test_rtx_builds_one_engine_for_a_range_of_batches(target: str, rtx: Any, asked: Asked) -> None:
+    request = asked.request(TensorRTRTX, onnx_model(batch="batch"), batches=(1, 4), target=target)
+    with TensorRTRTX().compile(request) as session:
+        facts = session.facts()
+        assert facts["profile"] == "batch 1 to 4, tuned for 4" and facts["specialization"] == "eager"
+        assert facts["plan_bytes"] and facts["target"] == target
 
 
 def test_rtx_says_why_a_range_does_not_fit_the_graph(rtx: Any, asked: Asked) -> None:
@@ -817,7 +835,7 @@ def test_rtx_says_why_a_range_does_not_fit_the_graph(rtx: Any, asked: Asked) -> 
 
 def test_every_rtx_option_changes_the_plan(rtx: Any, asked: Asked) -> None:
     plans = {}
-    for options in ({}, {"tf32": True}, {"workspace_mb": 64}, {"target": "sm_120"}):  # the last is the request's
+    for options in ({}, {"precision": "tf32"}, {"workspace_mb": 64}, {"target": "sm_120"}):  # the last is the request's
         request = asked.request(TensorRTRTX, onnx_model(), **options)
         with TensorRTRTX().compile(request) as session:
             session.save(request.engine_dir)
