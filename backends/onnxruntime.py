@@ -8,7 +8,7 @@ from pathlib import Path
 from backends import cuda_device, onnxruntime_providers
 from backends.onnxruntime_libraries import RTX_PACKAGE, TENSORRT_PACKAGE, installed
 from backends.onnxruntime_opening import Opening
-from backends.onnxruntime_providers import CPU, CUDA, GPU_HINT, HINT, RTX, TENSORRT, OnnxRuntimeOptions
+from backends.onnxruntime_providers import CPU, CUDA, GPU_HINT, HINT, RTX, SUPPORTED, TENSORRT, OnnxRuntimeOptions
 from backends.onnxruntime_session import OnnxRuntimeSession
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest
 from harness.errors import UnavailableError, UnsupportedError
@@ -19,7 +19,7 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     summary = "ONNX Runtime (CPU, CUDA, TensorRT and TensorRT-RTX execution providers)"
-    capabilities = Capabilities(source="onnx", devices=("cpu", "cuda"), dynamic_shapes=True)
+    capabilities = Capabilities(source="onnx", devices=("cpu", "cuda"), precisions=SUPPORTED, dynamic_shapes=True)
     modules = ("onnxruntime",)
     Options = OnnxRuntimeOptions
 
@@ -74,9 +74,7 @@ class OnnxRuntime(Backend):
 def _opening(request: CompileRequest) -> Opening:
     options = request.options
     assert isinstance(options, OnnxRuntimeOptions)
-    if request.precision != "fp32":
-        raise UnsupportedError(f"precision {request.precision} is not built for onnxruntime")
-    provider = onnxruntime_providers.choose(options, request.device)
+    provider = onnxruntime_providers.choose(options, request.device, request.precision)
     if request.dynamic is not None and options.cuda_graph:
         raise UnsupportedError(
             "a CUDA graph replays one shape, and this engine is for all shapes of a sweep",

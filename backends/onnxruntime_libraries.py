@@ -29,6 +29,7 @@ _CUDA_FAILURE = re.compile(r"(CUDA failure \d+: [^;]+?) ;.*?expr=([^;]+)", re.DO
 _PREFIX = re.compile(r"^(?:/\S+ .*?)?\[ONNXRuntimeError\] : \d+ : \w+ : ", re.DOTALL)
 _OUT_OF_MEMORY = re.compile(r"out of memory|Failed to allocate memory|bad_alloc", re.IGNORECASE)
 _ON_CPU = re.compile(r"fallback to (?:the )?CPU EP has been explicitly disabled|disable_cpu_ep_fallback")
+_NO_KERNEL = re.compile(r"Could not find an implementation for|Type '.*' of input parameter .* is invalid")
 _NO_GRAPH = re.compile(r"cannot use the graph capture feature as requested by the user\s+as (.*)", re.DOTALL)
 
 
@@ -167,6 +168,8 @@ def failure(exc: Exception, otherwise: type[HarnessError]) -> HarnessError:
             f"ONNX Runtime would run nodes on the CPU: {text}",
             hint="from version 1.24 on it can say which, and they are counted instead",
         )
+    if _NO_KERNEL.search(text):
+        return UnsupportedError(text, hint="leave this backend out, or choose another provider or precision")
     if refused := _NO_GRAPH.search(text):
         return UnsupportedError(f"no CUDA graph can be recorded: {refused[1].strip()}", hint="leave out cuda_graph")
     return otherwise(text)

@@ -11,6 +11,7 @@ import msgspec
 from backends.cuda_device import Gpu
 from harness.api import BackendOptions, CompileRequest, DynamicShapes
 from harness.errors import UnsupportedError, UsageError
+from harness.precisions import PRECISIONS, Precision
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
@@ -38,10 +39,6 @@ class OnnxRuntimeOptions(BackendOptions, frozen=True, kw_only=True, forbid_unkno
         Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"] | None,
         msgspec.Meta(description="execution provider; left out: cpu on a CPU, cuda on a GPU"),
     ] = None
-    tf32: Annotated[
-        bool,
-        msgspec.Meta(description="let float32 products round their inputs to TF32's 10 mantissa bits; faster, drifts"),
-    ] = False
     cuda_graph: Annotated[
         bool, msgspec.Meta(description="record the kernels once and launch them together; fixed shapes only")
     ] = False
@@ -70,6 +67,8 @@ class Provider:
     """ONNX Runtime's."""
     device: str
     """Kind of device that it runs on."""
+    precisions: tuple[Precision, ...]
+    """Those in which it really computes, on the graph of that precision."""
     takes: tuple[str, ...] = ()
     """Options that mean something to it and not to all."""
     hint: str = GPU_HINT
@@ -79,18 +78,40 @@ class Provider:
 PROVIDERS = {
     one.name: one
     for one in (
-        Provider(name="cpu", full_name=CPU, device="cpu", hint=HINT),
-        Provider(name="cuda", full_name=CUDA, device="cuda", takes=("tf32", "cuda_graph", "cudnn_search")),
+        # It has hardly a kernel for float16 and would compute between casts to float32; bfloat16 it refuses.
+        Provider(name="cpu", full_name=CPU, device="cpu", precisions=("fp32", "int8"), hint=HINT),
+        # It computes quantised graphs in float32, between quantising and its inverse.
+        Provider(
+            name="cuda",
+            full_name=CUDA,
+            device="cuda",
+            precisions=("fp32", "tf32", "fp16", "bf16"),
+            takes=("cuda_graph", "cudnn_search"),
+        ),
+        # It has no option for float8, and it does not build strongly typed networks.
         Provider(
             name="tensorrt",
             full_name=TENSORRT,
             device="cuda",
-            takes=("tf32", "cuda_graph", "builder_optimization_level"),
+            precisions=("fp32", "tf32", "fp16", "bf16", "int8"),
+            takes=("cuda_graph", "builder_optimization_level"),
         ),
-        Provider(name="nv-tensorrt-rtx", full_name=RTX, device="cuda", takes=("tf32", "cuda_graph"), hint=RTX_HINT),
+        Provider(
+            name="nv-tensorrt-rtx",
+            full_name=RTX,
+            device="cuda",
+            precisions=PRECISIONS,
+            takes=("cuda_graph",),
+            hint=RTX_HINT,
+        ),
     )
 }
 KINDS = {one.full_name: one.device for one in PROVIDERS.values()}
+SUPPORTED = {
+    kind: tuple(p for p in PRECISIONS if any(one.device == kind and p in one.precisions for one in PROVIDERS.values()))
+    for kind in ("cpu", "cuda")
+}
+"""Device kind -> precisions that some provider of it has."""
 _OWN = sorted({option for one in PROVIDERS.values() for option in one.takes})
 
 
@@ -107,11 +128,11 @@ def check(options: OnnxRuntimeOptions) -> None:
             raise UsageError(f"onnxruntime: {_misfit(option)}", hint=f"leave out {option}, or choose such a provider")
 
 
-def choose(options: OnnxRuntimeOptions, device: str) -> Provider:
+def choose(options: OnnxRuntimeOptions, device: str, precision: str) -> Provider:
     """Return the provider of a case.
 
     Raises:
-        UnsupportedError: It does not run on this device, or an option means nothing to it.
+        UnsupportedError: It does not run on this device or in this precision, or an option means nothing to it.
     """
     kind = device.partition(":")[0]
     provider = PROVIDERS[options.provider or kind]
@@ -123,6 +144,17 @@ def choose(options: OnnxRuntimeOptions, device: str) -> Provider:
     for option in _given(options):
         if option not in provider.takes:
             raise UnsupportedError(f"{_misfit(option)}; this case runs on {device}", hint=f"leave out {option}")
+    if precision not in provider.precisions:
+        able = [one.name for one in PROVIDERS.values() if one.device == kind and precision in one.precisions]
+        raise UnsupportedError(
+            f"provider {provider.name} does not compute in {precision}; it has {', '.join(provider.precisions)}",
+            hint=f"choose another: provider={able[0]}" if able else None,
+        )
+    if precision == "int8" and provider.full_name == CPU and options.level in ("disable", "basic"):
+        raise UnsupportedError(
+            f"level={options.level} leaves quantised products in float32, between quantising and its inverse",
+            hint="level=extended or level=all",
+        )
     return provider
 
 
@@ -138,7 +170,8 @@ def _misfit(option: str) -> str:
 
 def environment(options: OnnxRuntimeOptions) -> dict[str, str]:
     """Return what a provider can only be told through the environment: these two have no option for TF32."""
-    return {TF32_OVERRIDE: "0"} if options.provider in ("tensorrt", "nv-tensorrt-rtx") and not options.tf32 else {}
+    deaf = options.provider in ("tensorrt", "nv-tensorrt-rtx")
+    return {TF32_OVERRIDE: "0"} if deaf and options.precision != "tf32" else {}
 
 
 def tell(
@@ -162,7 +195,7 @@ def tell(
     cuda = {
         "device_id": str(gpu.index),
         "user_compute_stream": str(stream),
-        "use_tf32": str(int(options.tf32)),  # ONNX Runtime's own default is on
+        "use_tf32": str(int(request.precision == "tf32")),  # ONNX Runtime's own default is on
         "cudnn_conv_algo_search": (options.cudnn_search or "exhaustive").upper(),
         "enable_cuda_graph": str(int(options.cuda_graph)),
     }
@@ -172,7 +205,10 @@ def tell(
     tensorrt = {
         "device_id": str(gpu.index),
         "user_compute_stream": str(stream),
-        "trt_fp16_enable": "False",
+        # These allow a precision; what computes in it is in the graph.
+        "trt_fp16_enable": str(request.precision == "fp16"),
+        "trt_bf16_enable": str(request.precision == "bf16"),
+        "trt_int8_enable": str(request.precision == "int8"),
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(request.engine_dir / ENGINES),
         "trt_timing_cache_enable": "True",

@@ -46,6 +46,7 @@ def made(
     outputs: Sequence[tuple[str, Sequence[int | str]]],
     constants: list[Any],
     kind: int = TensorProto.FLOAT,
+    opset: int = 17,
 ) -> bytes:
     """Return an ONNX file; `kind` is the type of its outputs."""
     body = helper.make_graph(
@@ -55,7 +56,7 @@ def made(
         [helper.make_tensor_value_info(name, kind, shape) for name, shape in outputs],
         constants,
     )
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     return bytes(model.SerializeToString())
 
 

@@ -12,9 +12,10 @@ pytestmark = pytest.mark.gpu
 
 CUDA = (
     "onnxruntime",
-    "onnxruntime:tf32=true",
+    "onnxruntime:precision=tf32",
     "onnxruntime:cudnn_search=heuristic",
     "onnxruntime:cuda_graph=true",
+    "onnxruntime:precision=fp16",
 )
 NEED_MORE = (
     "onnxruntime:provider=tensorrt",
@@ -35,7 +36,7 @@ def test_each_provider_runs_on_the_device(usable_onnxruntime: None, cli: Cli) ->
         row = rows[name]
         assert row["status"] == "ok", (name, row["failure"])
         assert row["placement"]["cuda"] > 0
-        assert row["facts"]["tf32"] is ("tf32=true" in name)
+        assert row["facts"]["tf32"] is ("precision=tf32" in name)
         assert row["facts"]["cuda_graph"] is ("cuda_graph=true" in name)
         assert row["on_device"] is None or row["on_device"]["p50_ns"]["value"] > 0
     for name in NEED_MORE:

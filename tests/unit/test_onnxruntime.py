@@ -18,7 +18,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from backends import cuda_device, onnxruntime_libraries
 from backends.cuda_device import Driver
@@ -36,6 +36,7 @@ from harness.errors import (
     UnsupportedError,
     UsageError,
 )
+from harness.precisions import PRECISIONS
 from tests.fake_cuda import ADA, FakeCudart
 from tests.fake_onnxruntime import FakeRuntime, graph, insert_copies, made
 from tests.fake_tensorrt import Asked
@@ -88,8 +89,10 @@ def run(session: Any, artifact: Artifact) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"provider": "cpu", "tf32": True}, "tf32 is an option of provider cuda, tensorrt, nv-tensorrt-rtx"),
-        ({"provider": "cpu", "cuda_graph": True}, "cuda_graph is an option of provider cuda, tensorrt"),
+        (
+            {"provider": "cpu", "cuda_graph": True},
+            "cuda_graph is an option of provider cuda, tensorrt, nv",
+        ),
         ({"provider": "tensorrt", "cudnn_search": "heuristic"}, "cudnn_search is an option of provider cuda"),
         (
             {"provider": "cuda", "builder_optimization_level": 0},
@@ -109,9 +112,9 @@ def test_an_option_of_another_provider_is_refused(options: dict[str, Any], reaso
     "options",
     [
         {},
-        {"provider": "cpu", "tf32": False, "cuda_graph": False},
-        {"tf32": True, "cuda_graph": True, "cudnn_search": "default"},
-        {"provider": "tensorrt", "builder_optimization_level": 0, "tf32": True},
+        {"provider": "cpu", "cuda_graph": False},
+        {"cuda_graph": True, "cudnn_search": "default"},
+        {"provider": "tensorrt", "builder_optimization_level": 0},
         {"provider": "nv-tensorrt-rtx", "cuda_graph": True},
     ],
 )
@@ -124,7 +127,8 @@ def test_options_of_the_provider_are_taken(options: dict[str, Any]) -> None:
     [
         ({"provider": "cpu"}, "cuda:0", "provider=cpu runs on cpu, and this case on cuda:0"),
         ({"provider": "tensorrt"}, "cpu", "provider=tensorrt runs on cuda, and this case on cpu"),
-        ({"tf32": True}, "cpu", r"tf32 is an option of provider cuda.*; this case runs on cpu"),
+        ({"level": "basic", "precision": "int8"}, "cpu", "level=basic leaves quantised products in float32"),
+        ({"cuda_graph": True}, "cpu", r"cuda_graph is an option of provider cuda.*; this case runs on cpu"),
     ],
 )
 def test_a_provider_of_another_device_is_unsupported(
@@ -140,7 +144,8 @@ def test_a_provider_of_another_device_is_unsupported(
         ({}, {}),
         ({"provider": "cuda"}, {}),
         ({"provider": "tensorrt"}, {"NVIDIA_TF32_OVERRIDE": "0"}),
-        ({"provider": "tensorrt", "tf32": True}, {}),
+        ({"provider": "tensorrt", "precision": "fp16"}, {"NVIDIA_TF32_OVERRIDE": "0"}),
+        ({"provider": "tensorrt", "precision": "tf32"}, {}),
         ({"provider": "nv-tensorrt-rtx"}, {"NVIDIA_TF32_OVERRIDE": "0"}),
     ],
 )
@@ -148,6 +153,31 @@ def test_fp32_means_fp32_also_where_only_the_environment_can_say_so(
     options: dict[str, Any], variables: dict[str, str]
 ) -> None:
     assert OnnxRuntime.environment(OnnxRuntimeOptions(**options), Path(), 1) == variables
+
+
+@pytest.mark.parametrize(
+    ("provider", "device", "precision", "able"),
+    [
+        ("cpu", "cpu", "fp16", None),
+        ("cuda", "cuda:0", "int8", "tensorrt"),
+        ("tensorrt", "cuda:0", "fp8", "nv-tensorrt-rtx"),
+    ],
+)
+def test_a_provider_that_would_only_seem_to_compute_in_a_precision_is_unsupported(
+    asked: Asked, provider: str, device: str, precision: str, able: str | None
+) -> None:
+    request = asked.request(OnnxRuntime, graph(), device=device, precision=precision, provider=provider)
+    with pytest.raises(
+        UnsupportedError, match=f"provider {provider} does not compute in {precision}; it has fp32"
+    ) as got:
+        OnnxRuntime().compile(request)
+    assert got.value.hint == (able and f"choose another: provider={able}")
+
+
+def test_precisions_of_a_device_are_those_of_its_providers() -> None:
+    capabilities = OnnxRuntime.capabilities
+    assert capabilities.precisions_on("cpu") == ("fp32", "int8")
+    assert capabilities.precisions_on("cuda") == PRECISIONS
 
 
 # --- real sessions on the CPU ----------------------------------------------------------------------------------
@@ -202,6 +232,50 @@ def test_free_dimensions_of_the_inputs_fix_the_outputs(asked: Asked) -> None:
     address = session._binding.get_outputs()[0].data_ptr()
     np.testing.assert_array_equal(run(session, request.artifact), DOUBLED)
     assert session._binding.get_outputs()[0].data_ptr() == address
+
+
+def test_a_quantised_graph_is_computed_in_int8(asked: Asked, tmp_path: Path) -> None:
+    request = asked.request(OnnxRuntime, quantised(), device="cpu", precision="int8")
+    session = OnnxRuntime().compile(request)
+    output = run(session, request.artifact)
+    np.testing.assert_allclose(output, request.artifact.input_set(0)["input"], atol=0.06)
+    session.save(request.engine_dir)
+    loaded = OnnxRuntime().load(request.engine_dir, request)
+    np.testing.assert_array_equal(run(loaded, request.artifact), output)
+    if COUNTS:
+        assert "MatMulIntegerToFloat" in loaded._assigned[CPU] or "QLinearMatMul" in loaded._assigned[CPU]
+
+
+def quantised() -> bytes:
+    """Return a product with the unit matrix between QuantizeLinear and DequantizeLinear."""
+    unit = np.eye(4, dtype=np.int8)
+    constants = [
+        numpy_helper.from_array(np.array(0.12, np.float32), "scale"),
+        numpy_helper.from_array(np.array(0, np.int8), "zero"),
+        numpy_helper.from_array(np.array(1.0, np.float32), "one"),
+        numpy_helper.from_array(unit, "unit"),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], name="dq"),
+        helper.make_node("DequantizeLinear", ["unit", "one", "zero"], ["weight"], name="weight"),
+        helper.make_node("MatMul", ["dq", "weight"], ["product"], name="product"),
+        helper.make_node("QuantizeLinear", ["product", "scale", "zero"], ["qy"], name="qy"),
+        helper.make_node("DequantizeLinear", ["qy", "scale", "zero"], ["output"], name="dqy"),
+    ]
+    return made(nodes, [("input", [1, 4, 4])], [("output", [1, 4, 4])], constants)
+
+
+def test_a_type_without_a_kernel_is_unsupported(asked: Asked) -> None:
+    nodes = [
+        helper.make_node("Cast", ["input"], ["narrow"], to=TensorProto.BFLOAT16, name="narrow"),
+        helper.make_node("MaxPool", ["narrow"], ["pooled"], kernel_shape=[1], name="pool"),
+        helper.make_node("Cast", ["pooled"], ["output"], to=TensorProto.FLOAT, name="wide"),
+    ]
+    pooled = made(nodes, [("input", [1, 4, 4])], [("output", [1, 4, 4])], [], opset=22)
+    with pytest.raises(UnsupportedError, match="Could not find an implementation for MaxPool") as caught:
+        OnnxRuntime().compile(asked.request(OnnxRuntime, pooled, device="cpu"))
+    assert caught.value.hint == "leave this backend out, or choose another provider or precision"
 
 
 def test_a_run_that_fails_is_an_error_of_ours(asked: Asked) -> None:
@@ -312,7 +386,7 @@ def replaced(artifact: Artifact, value: float) -> Any:
 
 
 def test_an_optimised_graph_of_cuda_is_loaded_as_it_is(asked: Asked, runtime: FakeRuntime, cudart: FakeCudart) -> None:
-    request = asked.request(OnnxRuntime, graph(), tf32=True, cudnn_search="heuristic", cuda_graph=True)
+    request = asked.request(OnnxRuntime, graph(), precision="tf32", cudnn_search="heuristic", cuda_graph=True)
     session = OnnxRuntime().compile(request)
     session.save(request.engine_dir)
     session.close()
@@ -431,6 +505,8 @@ def test_tensorrt_keeps_engines_beside_the_card_and_timings_with_the_device(
         "device_id": "0",
         "user_compute_stream": "77",
         "trt_fp16_enable": "False",
+        "trt_bf16_enable": "False",
+        "trt_int8_enable": "False",
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(request.engine_dir / ENGINES),
         "trt_timing_cache_enable": "True",
@@ -475,6 +551,14 @@ def test_tensorrt_that_builds_anew_at_a_warm_start_says_so(
     monkeypatch.setattr(runtime, "make_session", building)
     (note,) = OnnxRuntime().load(request.engine_dir, request).notes()
     assert note == "onnxruntime: a warm start built 1 TensorRT engines anew, its cache did not fit."
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_tensorrt_may_compute_in_what_the_graph_says(asked: Asked, runtime: FakeRuntime, precision: str) -> None:
+    OnnxRuntime().compile(asked.request(OnnxRuntime, graph(), provider="tensorrt", precision=precision))
+    told = runtime.sessions[0].told[TENSORRT]
+    allowed = {key for key, value in told.items() if value == "True" and key.count("_") == 2 and "cache" not in key}
+    assert allowed == {f"trt_{precision}_enable"}
 
 
 def test_tensorrt_is_given_the_shapes_of_a_sweep(asked: Asked, runtime: FakeRuntime) -> None:
