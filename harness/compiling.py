@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from harness.errors import (
 )
 from harness.grouping import NONE, Memory
 from harness.launcher import Launcher, OnProgress, Worker
-from harness.paths import FREE_SPACE, folder_bytes, make_folder
+from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
 from harness.precisions import CONVERTED
 from harness.protocol import CaseSpec
@@ -149,7 +148,8 @@ class Compiler:
         kind = registry.backend(variant.backend)
         options = variant.parsed()
         case = self._case(variant)
-        graph = self._dynamic() if options.dynamic and kind.capabilities.dynamic_shapes else self._artifact
+        dynamic = options.dynamic and kind.capabilities.dynamic_shapes
+        graph = self._dynamic() if dynamic else self._artifact
         if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
             graph = self._converted(graph, case.precision)
         threads = case.threads
@@ -157,7 +157,7 @@ class Compiler:
             backend=variant.backend,
             options=variant.options,
             artifact=str(graph.folder),
-            fed_by=None if graph is self._artifact else str(self._artifact.folder),
+            fed_by=str(self._artifact.folder) if dynamic else None,
             device=case.device,
             target=case.target,
             precision=case.precision,
@@ -216,7 +216,7 @@ class Compiler:
                 # Without the manifest, which marks it as complete and is written when all of it is there.
                 ignored = shutil.ignore_patterns(MANIFEST)
                 shutil.copytree(
-                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=_link_or_copy
+                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=link_or_copy
                 )
             except OSError:  # another run deleted it meanwhile, or the disk is full: compiling will tell
                 shutil.rmtree(folder, ignore_errors=True)
@@ -378,11 +378,3 @@ def _changed(engine: Engine, versions: dict[str, str], hardware: str) -> str:
 def _slug(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
     return name if len(name) <= SLUG_CHARACTERS else f"{name[:20]}-{name[-(SLUG_CHARACTERS - 21) :]}"
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    # An engine is as large as its model. Two names for one file are enough: engines are not written to again.
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
