@@ -32,11 +32,15 @@ test: $(VENV)/.installed-all-$(KIND),dev
 setup: $(VENV)/.installed-all-$(KIND)
 
 # The stamp is named after the extras. onnxruntime and onnxruntime-gpu cannot share an environment: one that was made
-# before the driver appeared is made anew.
+# before the driver appeared is made anew, and where another package brought the build for the CPU, which overwrites files
+# of the other, that one is installed again.
 $(VENV)/.installed-%: $(SETUP) | check-system
 	if ls $(VENV)/.installed-all-$(OTHER)* >/dev/null 2>&1; then rm -rf $(VENV); fi
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
+	if test $(KIND) = gpu && $(PIP) show --quiet onnxruntime 2>/dev/null; then \
+	  $(PIP) uninstall --quiet --yes onnxruntime onnxruntime-gpu && \
+	  $(PIP) install --quiet --constraint constraints.txt --no-deps onnxruntime-gpu; fi
 	touch $@ $(VENV)/.installed-all-$(KIND)
 
 check-system:

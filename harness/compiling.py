@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness import devices, environment, protocol, refusals, registry
+from harness import devices, environment, nvml, protocol, refusals, registry
 from harness.api import Backend
 from harness.artifact import Artifact, sha256
 from harness.cases import blank_case
@@ -25,8 +24,9 @@ from harness.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from harness.grouping import NONE, Memory
 from harness.launcher import Launcher, OnProgress, Worker
-from harness.paths import FREE_SPACE, folder_bytes, make_folder
+from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
 from harness.precisions import CONVERTED
 from harness.protocol import CaseSpec
@@ -45,7 +45,8 @@ class Compiled:
     case: Case
     seats: tuple[Seat, ...] = ()
     """One for each independent build; launches take them in turn."""
-    resident_bytes: int = 0
+    memory: Memory = NONE
+    """What a worker that holds the engine takes."""
     shared: bool = False
     """Whether an earlier point of the sweep compiled the engine."""
 
@@ -147,7 +148,8 @@ class Compiler:
         kind = registry.backend(variant.backend)
         options = variant.parsed()
         case = self._case(variant)
-        graph = self._dynamic() if options.dynamic and kind.capabilities.dynamic_shapes else self._artifact
+        dynamic = options.dynamic and kind.capabilities.dynamic_shapes
+        graph = self._dynamic() if dynamic else self._artifact
         if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
             graph = self._converted(graph, case.precision)
         threads = case.threads
@@ -155,7 +157,7 @@ class Compiler:
             backend=variant.backend,
             options=variant.options,
             artifact=str(graph.folder),
-            fed_by=None if graph is self._artifact else str(self._artifact.folder),
+            fed_by=str(self._artifact.folder) if dynamic else None,
             device=case.device,
             target=case.target,
             precision=case.precision,
@@ -214,7 +216,7 @@ class Compiler:
                 # Without the manifest, which marks it as complete and is written when all of it is there.
                 ignored = shutil.ignore_patterns(MANIFEST)
                 shutil.copytree(
-                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=_link_or_copy
+                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=link_or_copy
                 )
             except OSError:  # another run deleted it meanwhile, or the disk is full: compiling will tell
                 shutil.rmtree(folder, ignore_errors=True)
@@ -256,12 +258,15 @@ class Compiler:
         refusals.refuse_elsewhere(spec, opened)
         parts = dict(opened.seconds)
         attempt.stages |= {"compile": parts.pop("total"), **parts}
-        resident = 0
+        resident = on_card = 0
+        card = nvml.card(spec.device) if spec.target is None else None
+        free = card.free_bytes if card else None
         if opened.runnable:
             for stage in ("first_run", "second_run"):
                 attempt.stage = stage.replace("_", " ")
                 attempt.stages[stage] = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
             resident = worker.resident_bytes()
+            on_card = card.taken_bytes(worker.pid, free) if card else 0
         attempt.stage = "save"
         attempt.stages["save"] = worker.call(protocol.Save(), protocol.Took, timeout_s=limit).seconds
         worker.note_peak()
@@ -275,6 +280,7 @@ class Compiler:
             engine_bytes=folder_bytes(Path(spec.engine_dir)) if saves else None,
             peak_compile_bytes=worker.peak_bytes,
             resident_bytes=resident,
+            device_bytes=on_card,
             created=now_utc(),
         )
 
@@ -298,7 +304,8 @@ class Compiler:
             peak_compile_bytes=engine.peak_compile_bytes,
         )
         seats = (seat,) if engine.opened.runnable else ()
-        return Compiled(case=case, seats=seats, resident_bytes=engine.resident_bytes)
+        memory = Memory(host_bytes=engine.resident_bytes, device_bytes=engine.device_bytes)
+        return Compiled(case=case, seats=seats, memory=memory)
 
 
 @dataclass(kw_only=True)
@@ -340,7 +347,10 @@ def _together(builds: list[Compiled]) -> Compiled:
     return Compiled(
         case=case,
         seats=tuple(seat for build in builds for seat in build.seats),
-        resident_bytes=max(build.resident_bytes for build in builds),
+        memory=Memory(
+            host_bytes=max(build.memory.host_bytes for build in builds),
+            device_bytes=max(build.memory.device_bytes for build in builds),
+        ),
         shared=all(build.shared for build in builds),
     )
 
@@ -368,11 +378,3 @@ def _changed(engine: Engine, versions: dict[str, str], hardware: str) -> str:
 def _slug(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
     return name if len(name) <= SLUG_CHARACTERS else f"{name[:20]}-{name[-(SLUG_CHARACTERS - 21) :]}"
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    # An engine is as large as its model. Two names for one file are enough: engines are not written to again.
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)

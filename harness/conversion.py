@@ -16,10 +16,11 @@ from harness.environment import library_versions
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.export import exports_root
 from harness.launcher import Launcher, OnProgress
-from harness.paths import FREE_SPACE, make_folder, write_atomically
+from harness.paths import FREE_SPACE, link_or_copy, make_folder, write_atomically
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
-WORKER_HALF = ("converter", "inputs", "images", "weights")
+TENSORS = ("inputs-*.safetensors", "reference-*.safetensors", "golden-*.safetensors")
+WORKER_HALF = ("converter", "inputs", "images", "narrowing", "weights")
 """Modules of ours on which every conversion depends."""
 
 
@@ -43,7 +44,7 @@ def ensure_converted(
 ) -> tuple[Artifact, bool]:
     """Return the artifact's graph in another precision, and whether it was in the cache.
 
-    It holds a graph only: inputs and references are the source's.
+    It is an artifact of its own, with the inputs and references of its source and without its module.
 
     Raises:
         UnsupportedError: The graph cannot be had in this precision.
@@ -67,6 +68,9 @@ def ensure_converted(
         try:
             part.mkdir()
             converted = _convert_into(part, artifact, precision, calibration, launcher, weights, on_progress)
+            for file in TENSORS:
+                for path in artifact.folder.glob(file):
+                    link_or_copy(path, part / path.name)
             write_atomically(part / MANIFEST, msgspec.json.encode(_manifest(artifact, precision, converted, part)))
             part.rename(folder)
         except OSError as exc:
@@ -118,6 +122,7 @@ def _manifest(artifact: Artifact, precision: str, converted: protocol.Converted,
     return msgspec.structs.replace(
         artifact.manifest,
         precision=precision,
+        module=False,
         opset=converted.opset,
         export_s=converted.seconds,
         versions={**artifact.manifest.versions, **converted.versions},

@@ -19,6 +19,7 @@ from harness.artifact import Artifact
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
 from harness.measure import StageClock
+from harness.narrowing import between_casts
 from harness.precisions import CONVERTERS
 from harness.references import failed
 
@@ -92,7 +93,7 @@ def _bfloat16(source: Artifact, target: Path, request: protocol.Convert, progres
     try:
         with torch.no_grad():
             program = torch.onnx.export(
-                _between_casts(module, torch.bfloat16),
+                between_casts(module, request.precision),
                 tensors,
                 dynamo=True,
                 opset_version=max(source.manifest.opset, BFLOAT16_OPSET),
@@ -108,24 +109,6 @@ def _bfloat16(source: Artifact, target: Path, request: protocol.Convert, progres
     except Exception as exc:  # the exporter raises its own and torch's errors; all mean that there is no such graph
         raise failed("torch.onnx cannot export it in bfloat16", exc) from exc
     return []
-
-
-def _between_casts(module: Any, dtype: Any) -> Any:  # a torch module and a torch dtype: torch is not imported above
-    """Return a module that takes and gives float32 and computes in `dtype`."""
-    import torch
-
-    class Cast(torch.nn.Module):  # type: ignore[misc]  # its base is Any to the type checker
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module.to(dtype)
-
-        def forward(self, *arguments: Any) -> Any:
-            narrow = [one.to(dtype) if one.is_floating_point() else one for one in arguments]
-            return torch.utils._pytree.tree_map_only(
-                torch.Tensor, lambda one: one.float() if one.dtype == dtype else one, self.module(*narrow)
-            )
-
-    return Cast().eval()
 
 
 def _quantized(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:

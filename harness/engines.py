@@ -33,6 +33,8 @@ class Engine(Record, frozen=True, kw_only=True):
     opened: Opened
     engine_bytes: int | None
     peak_compile_bytes: int
+    device_bytes: int = 0
+    """Device memory of that worker after the second run; 0 where it takes none, or nobody can say."""
     resident_bytes: int
     """Memory of the worker that compiled it, after the second run: what measuring it will take at most."""
     created: str

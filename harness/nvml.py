@@ -80,6 +80,16 @@ def device(name: str) -> NvmlDevice:
     return NvmlDevice(nvml, handles[int(number)])
 
 
+def card(name: str) -> NvmlDevice | None:
+    """Return the card of `cuda` or `cuda:N`, or None for the CPU, without a driver, or where there is no such card."""
+    if name.partition(":")[0] != "cuda":
+        return None
+    try:
+        return device(name)
+    except UnavailableError:
+        return None
+
+
 def visible_devices() -> list[NvmlDevice]:
     """Return the cards that CUDA offers to our workers, `cuda:0` first; none where there is no driver."""
     return _listed(lambda nvml: _visible(nvml, os.environ.get(VISIBLE)))
@@ -160,6 +170,23 @@ class NvmlDevice:
         """The card's own name, whatever the order of devices."""
         found: str | None = self.ask("nvmlDeviceGetUUID")
         return found
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Device memory that nobody uses."""
+        memory = self.ask("nvmlDeviceGetMemoryInfo")
+        return int(memory.free) if memory is not None else None
+
+    def taken_bytes(self, pid: int, free_before: int | None) -> int:
+        """Return the device memory of a process, 0 where nobody can say.
+
+        By the driver's list where the process is in it, else by how much less is free than before it came.
+        """
+        listed = (self.processes() or {}).get(pid)
+        if listed is not None:
+            return listed
+        free = self.free_bytes
+        return max(0, free_before - free) if free is not None and free_before is not None else 0
 
     @property
     def sm_mhz(self) -> int | None:

@@ -184,26 +184,6 @@ def conduct(
     return Conducted(launch=launch, outputs=outputs_of, errors=errors, interrupted=interrupted)
 
 
-def plan_groups(baseline: str, needs: dict[str, int], capacity: int, *, copies: int = 2) -> list[list[str]]:
-    """Split cases into groups whose engines fit in memory together, the baseline in every group.
-
-    `needs` holds each case's resident bytes; the baseline counts `copies` times, two with its control. A case that does
-    not fit beside the baseline at all gets a group of its own: measuring it is worth the risk, and a failure is a row.
-    """
-    room = capacity - copies * needs.get(baseline, 0)
-    groups: list[list[str]] = []
-    free = 0
-    for case, need in needs.items():
-        if case == baseline:
-            continue
-        if not groups or need > free:
-            groups.append([])
-            free = room
-        groups[-1].append(case)
-        free -= need
-    return groups or [[]]
-
-
 def _load_all(
     seats: Sequence[Seat],
     launcher: Launcher,

@@ -223,7 +223,8 @@ class FakeNvml:
         return card.look("ecc")
 
     def nvmlDeviceGetMemoryInfo(self, card: FakeCard) -> Any:
-        return SimpleNamespace(total=card.look("total_bytes"), used=card.look("used_bytes"))
+        total, used = card.look("total_bytes"), card.look("used_bytes")
+        return SimpleNamespace(total=total, used=used, free=total - used)
 
     def nvmlDeviceGetComputeRunningProcesses(self, card: FakeCard) -> Any:
         listed = card.look("processes")

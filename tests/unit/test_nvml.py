@@ -183,3 +183,14 @@ def test_facts_read_as_in_the_drivers_own_tool(monkeypatch: pytest.MonkeyPatch) 
 def test_facts_leave_out_what_a_card_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     device, _ = card(monkeypatch, limit_mw=LACKING, persistence=LACKING, pcie_width=LACKING, mig=[[0, 0]])
     assert not {"power.limit", "persistence_mode", "pcie", "ecc", "mig"} & device.facts().keys()
+
+
+def test_device_memory_of_a_process_is_the_drivers_figure_or_what_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml([FakeCard(used_bytes=3 << 30, processes={41: 700})]).install(monkeypatch)
+    card = nvml.card("cuda:0")
+    assert card is not None and card.free_bytes is not None
+    assert card.taken_bytes(41, None) == 700
+    assert card.taken_bytes(42, card.free_bytes + 512) == 512, "as in a container: not listed"
+    assert card.taken_bytes(42, None) == 0, "nobody can say"
+    assert nvml.card("cpu") is None
+    assert nvml.card("cuda:7") is None
