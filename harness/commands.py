@@ -14,7 +14,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, doctor, environment, memory, registry
+from harness import __version__, doctor, environment, memory, pinning, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -103,6 +103,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
     limit = given["memory_limit"]
+    pinned = pinning.choose(given["cpus"])
     amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
     settings = Settings(
         models=models,
@@ -114,7 +115,9 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         dynamic=given["dynamic"],
         input_sets=given["input_sets"],
         seed=given["seed"],
-        threads=given["threads"] or environment.default_threads(),
+        threads=given["threads"] or environment.default_threads(pinned.cores),
+        cpus=given["cpus"],
+        cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
         budget_s=given["budget"],
         timeout_s=given["timeout"],
@@ -125,6 +128,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         **amounts,
     )
     variants = asked_variants(settings)
+    pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
@@ -135,8 +139,9 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         state="running",
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
-        environment=environment.describe(doctor.advice(doctor.examine())),
+        environment=environment.describe(doctor.advice(doctor.examine(cpus=pinned.cpus))),
         workloads=workloads,
+        notes=[pinned.note] if pinned.note else [],
     )
     try:
         folder.save(run)
@@ -194,6 +199,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             f"run {run.id} is finished; nothing to resume",
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
+    pinning.choose(",".join(map(str, run.settings.cpu_set)) or None)  # they may have gone
     now = environment.describe(run.environment.advice)
     if (now.cpu, now.libraries) != (run.environment.cpu, run.environment.libraries):
         raise UsageError(
@@ -321,7 +327,7 @@ def run_doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(finding) for finding in findings], indent=2))
         return
-    marks = {"good": "ok", "warn": "!!"}
+    marks = {"good": "ok", "note": "--", "warn": "!!"}
     click.echo(
         tabulate(
             [(marks[f.level], f.what, f.figure, f.advice) for f in findings],

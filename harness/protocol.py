@@ -68,6 +68,7 @@ class Check(Request, frozen=True, kw_only=True):
 
     folder: str
     input_sets: int
+    threads: int
 
 
 class Import(Request, frozen=True, kw_only=True):

@@ -111,7 +111,15 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         worst_drift=drift.worst(case.drift),
         marked_windows=compute.marked + outside.marked,
         windows=compute.total + outside.total,
+        package_energy_per_inference_j=_package_energy(compute) if case.device == "cpu" else None,
     )
+
+
+def _package_energy(seen: ratios.Visits) -> float | None:
+    measured = [window for _, window in seen.windows if window.package_energy_j is not None]
+    iterations = sum(len(window.samples_ns) for window in measured)
+    joules = sum(window.package_energy_j or 0.0 for window in measured)
+    return joules / iterations if iterations else None
 
 
 def _ordered(rows: list[CaseSummary], baseline: CaseSummary | None, asked: list[str]) -> list[CaseSummary]:

@@ -61,6 +61,8 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     """Index into `case.drift` of the output farthest from the reference, a failed one first."""
     marked_windows: int
     windows: int
+    package_energy_per_inference_j: float | None = None
+    """What all processor packages took over the windows of compute, an iteration; None off the CPU, or unmeasured."""
 
 
 class WorkloadSummary(Record, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ class Worker:
     def _check(self, request: protocol.Check) -> protocol.Checked:
         from harness.graph_reference import check
 
-        return check(Path(request.folder), request.input_sets)
+        return check(Path(request.folder), request.input_sets, request.threads)
 
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)

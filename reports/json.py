@@ -32,7 +32,7 @@ A row has the fields of a case in `run.json`, of which `drift` lists every outpu
 `is_baseline`; `compute` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`, `p99_ns`, each
 null or `value`, `low`, `high` in nanoseconds); `comparison` (`ratio` is time over the baseline's time with its
 99 % interval, `verdict`, `noisy`); `throughput_per_s`; `gflop_per_s`; `peak_bytes`; `launches`; `windows`,
-`marked_windows`; `worst_drift` (an index into `drift`).
+`marked_windows`; `worst_drift` (an index into `drift`); `package_energy_per_inference_j` (of all processor packages).
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def _row(row: CaseSummary) -> dict[str, Any]:
         "windows": row.windows,
         "marked_windows": row.marked_windows,
         "worst_drift": row.worst_drift,
+        "package_energy_per_inference_j": row.package_energy_per_inference_j,
     }
 
 
