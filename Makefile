@@ -8,6 +8,8 @@ VENV     ?= .venv
 MODEL    ?= resnet50
 BACKENDS ?= all
 ARGS     ?=
+# Processes that tests run in; each takes up to 3 GB.
+JOBS     ?= 2
 
 # The GPU packages where an NVIDIA driver answers, the CPU packages elsewhere.
 KIND     ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -25,7 +27,7 @@ test: $(VENV)/.installed-all-$(KIND),dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 setup: $(VENV)/.installed-all-$(KIND)
 

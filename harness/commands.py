@@ -139,7 +139,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         state="running",
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
-        environment=environment.describe(doctor.advice(doctor.examine(cpus=pinned.cpus))),
+        environment=environment.describe(doctor.advice(doctor.examine(spin=not given["quick"], cpus=pinned.cpus))),
         workloads=workloads,
         notes=[pinned.note] if pinned.note else [],
     )
