@@ -15,7 +15,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, clocks, doctor, environment, memory, nvml, registry
+from harness import __version__, clocks, doctor, environment, memory, nvml, pinning, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -117,7 +117,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
-    machine = environment.describe(doctor.advice(doctor.examine()))
+    pinned = pinning.choose(given["cpus"])
+    machine = environment.describe(doctor.advice(doctor.examine(spin=not given["quick"], cpus=pinned.cpus)))
     devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
@@ -141,7 +142,9 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         dynamic=given["dynamic"],
         input_sets=given["input_sets"],
         seed=given["seed"],
-        threads=given["threads"] or environment.default_threads(),
+        threads=given["threads"] or environment.default_threads(pinned.cores),
+        cpus=given["cpus"],
+        cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
         budget_s=given["budget"],
         timeout_s=given["timeout"],
@@ -153,6 +156,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         **_amounts(given),
     )
     variants = asked_variants(settings)
+    pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
@@ -165,6 +169,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         settings=settings,
         environment=machine,
         workloads=workloads,
+        notes=[pinned.note] if pinned.note else [],
     )
     try:
         folder.save(run)
@@ -237,6 +242,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             f"run {run.id} is finished; nothing to resume",
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
+    pinning.choose(",".join(map(str, run.settings.cpu_set)) or None)  # they may have gone
     now = environment.describe(run.environment.advice)
     if _machine(now) != _machine(run.environment):
         raise UsageError(
@@ -370,7 +376,7 @@ def run_doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(finding) for finding in findings], indent=2))
         return
-    marks = {"good": "ok", "warn": "!!"}
+    marks = {"good": "ok", "note": "--", "warn": "!!"}
     click.echo(
         tabulate(
             [(marks[f.level], f.what, f.figure, f.advice) for f in findings],
