@@ -130,7 +130,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=_calibration(given["calibration"]),
+        calibration=calibration_path(given["calibration"]),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
         device_chosen=given["devices"] != AUTO,
@@ -174,7 +174,12 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     return folder, run
 
 
-def _calibration(path: str | None) -> str | None:
+def calibration_path(path: str | None) -> str | None:
+    """Return the absolute path of the user's calibration inputs.
+
+    Raises:
+        UsageError: They are not there.
+    """
     if path is None:
         return None
     if not users_path(path).exists():
@@ -286,7 +291,7 @@ def run_export(given: dict[str, Any]) -> None:
     if len(specs) > 1:
         raise UsageError(f"harness export takes one model, and there are {len(specs)}")
     spec = specs[0]
-    recipe = _one_recipe(given, spec)
+    recipe = one_recipe(given, spec)
     target: Path | None = given["to"]
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
@@ -328,14 +333,19 @@ def run_export(given: dict[str, Any]) -> None:
     )
 
 
-def _one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+    """Return what is exported for a command that takes one model at one shape.
+
+    Raises:
+        UsageError: A dimension has several sizes, or something does not fit the model.
+    """
     subject = _subject(given, [spec])
     own = spec.kind != "reference"
     refuse_unknown([spec], subject["dims"], subject["shapes"])
     sizes = sweep(spec, subject["dims"], subject["shapes"])
     for name, values in sizes.items():
         if len(values) > 1:
-            raise UsageError(f"harness export takes one size of '{name}', and there are {len(values)}")
+            raise UsageError(f"one size of '{name}' is wanted here, and there are {len(values)}")
     return Recipe(
         model=spec,
         dims={name: values[0] for name, values in sizes.items()},

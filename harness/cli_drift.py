@@ -1,0 +1,50 @@
+"""The commands that look into drift: where it begins, and what it would cost to be rid of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import options
+from harness.parameters import Whole
+
+
+@click.command()
+@options.subject
+@click.option("--backend", required=True, help="One backend; options after a colon, as in --backends.")
+@options.precision
+@click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@options.seed
+@options.threads
+@options.opset
+@options.input_sets
+@options.timeout
+@options.memory_limit
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="Folder for the model of the node alone.  [default: the run's own]"
+)
+@options.out
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.verbose
+@options.quiet
+def localize(**given: Any) -> int:
+    """Find the first tensor where a backend leaves tolerance, and write a small model that shows it.
+
+    Engines of the same graph with a few of its tensors as extra outputs are built, about as many as the logarithm of
+    the number of nodes; what a tensor should hold says ONNX Runtime without graph optimisation, in float32.
+
+    \b
+    Examples:
+      harness localize --model minilm-l6 --backend onnxruntime --precision int8
+      harness localize --model model.onnx --backend tvm:tuning_seconds=60 --to the-node
+      harness localize --model resnet50 --backend tensorrt --precision fp16 --device cuda --json
+
+    \b
+    Exit codes: 0 nothing drifts, 1 drift was found and located, 2 wrong usage, 3 the backend gave no result.
+    """
+    from harness.drift_commands import run_localize
+
+    return run_localize(given)
