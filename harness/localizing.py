@@ -80,7 +80,7 @@ class Localizing:
             return self._finding("no_result", failure=failure)
         rows = self._judged(outputs)
         if drift.passed(rows):
-            return self._finding("clean", outputs=rows)
+            return self._finding("clean", outputs=rows, notes=_unsure(self._lab.source.manifest.deterministic))
         self._input_set = rows[drift.worst(rows) or 0].input_set
         surveyed = self._lab.survey(self._input_set)
         notes = _notes(surveyed, self._lab.source.manifest.deterministic)
@@ -241,14 +241,16 @@ def _above(name: str, tensors: Mapping[str, protocol.SharedTensor], depth: int) 
     return edge
 
 
+def _unsure(deterministic: bool) -> list[str]:
+    if deterministic:
+        return []
+    return [
+        "The reference is not deterministic: two runs of it differ, so what follows may be its doing and not the backend's."
+    ]
+
+
 def _notes(surveyed: protocol.Surveyed, eager: bool) -> list[str]:
-    notes = []
-    if not surveyed.deterministic or not eager:
-        which = "the model" if surveyed.deterministic else "the graph as it stands"
-        notes.append(
-            f"The reference is not deterministic: two runs of {which} differ, so what follows may be its doing and not "
-            "the backend's."
-        )
+    notes = _unsure(surveyed.deterministic and eager)
     if surveyed.closed:
         shown = ", ".join(surveyed.closed[:4]) + (", ..." if len(surveyed.closed) > 4 else "")
         notes.append(f"Not looked into: {shown}. What lies inside a loop or a branch counts as one node.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -16,13 +17,14 @@ from tests.plugins.fake_faults import FaultOptions
 from tests.support import Cli
 
 TRIALS = range(20)
+FAULTS: tuple[Literal["bf16", "scale", "transpose"], ...] = ("bf16", "scale", "transpose")
 LAYERS = 12
 
 
 @pytest.mark.parametrize("seed", TRIALS)
 def test_a_planted_fault_is_named(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
-    fault = ("bf16", "scale", "transpose")[seed % 3]
+    fault = FAULTS[seed % 3]
     node = draw.choice([f"{word}-{index}" for index in range(LAYERS) for word in ("mix", "out")] + ["head"])
     source = artifact(tmp_path / "source", residual(seed), seed)
     lab = DirectLab(tmp_path / "cuts", source, FaultOptions(fault=fault, node=node))
@@ -178,10 +180,11 @@ def test_command_in_float16(cli: Cli, tmp_path: Path) -> None:
         (["--backend", "fake-ok", "--precision", "fp16"], 3, "fake-ok has no fp16 on cpu"),
         (["--backend", "eager"], 3, "backends that compile those: fake-"),
         (["--backend", "fake-ok", "--batch", "1", "--model", "tiny,gemm"], 2, "takes one model"),
-        (["--backend", "fake-hang-at-compile", "--model", "tiny", "--timeout", "20"], 3, "No result: timeout"),
+        (["--backend", "fake-segfault-at-compile", "--model", "net.onnx"], 3, "No result: crashed"),
     ],
 )
 def test_what_cannot_be(words: list[str], code: int, says: str, cli: Cli, tmp_path: Path) -> None:
+    onnx.save(residual(0, layers=1), tmp_path / "net.onnx")
     done = cli("localize", *words)
     assert done.returncode == code, done.stderr
     assert says in done.stderr + done.stdout
