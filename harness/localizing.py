@@ -245,7 +245,7 @@ def _unsure(deterministic: bool) -> list[str]:
     if deterministic:
         return []
     return [
-        "The reference is not deterministic: two runs of it differ, so what follows may be its doing and not the backend's."
+        "The reference is not deterministic: two runs of it differ, so what follows may be its doing, not the backend's."
     ]
 
 
