@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, options, registry
-from harness.cli_drift import localize
+from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.options import placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
@@ -281,7 +281,8 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-cli.add_command(localize)
+for command in (localize, sensitivity):
+    cli.add_command(command)
 
 
 def _explicit() -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from harness import options
-from harness.parameters import Whole
+from harness.parameters import Amount, Whole
 
 
 @click.command()
@@ -48,3 +48,39 @@ def localize(**given: Any) -> int:
     from harness.drift_commands import run_localize
 
     return run_localize(given)
+
+
+@click.command()
+@options.subject
+@click.option("--backend", required=True, help="One backend; options after a colon, as in --backends.")
+@options.precision
+@click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@click.option(
+    "--budget", type=Amount(), default=300.0, show_default=True, help="Seconds that the search for nodes may take."
+)
+@click.option("--top", type=Whole(1, 20), default=5, show_default=True, help="Choices that are measured at most.")
+@options.seed
+@options.threads
+@options.opset
+@options.input_sets
+@options.timeout
+@options.memory_limit
+@options.out
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.verbose
+@options.quiet
+def sensitivity(**given: Any) -> int:
+    """Find which nodes, kept in float32, buy back most accuracy for the time that they cost.
+
+    Stretches of nodes are kept in float32 one after another, the most promising in ever smaller parts, each judged on
+    the backend itself. The best, the best two and so on are then measured side by side, in one short launch.
+
+    \b
+    Examples:
+      harness sensitivity --model minilm-l6 --backend onnxruntime --precision int8
+      harness sensitivity --model resnet50 --backend tensorrt --precision fp16 --device cuda --top 3
+    """
+    from harness.drift_commands import run_sensitivity
+
+    return run_sensitivity(given)

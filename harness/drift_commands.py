@@ -1,4 +1,4 @@
-"""What `harness localize` does, behind `harness/cli_drift.py`."""
+"""What `harness localize` and `harness sensitivity` do, behind `harness/cli_drift.py`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import click
 import msgspec
 
 from harness import environment
+from harness.advice import Advising
+from harness.advice import text as advice_text
 from harness.artifact import Artifact
 from harness.cli import GATE_FAILED, NO_RESULT, OK
 from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
@@ -41,6 +43,9 @@ CODES: dict[Outcome, int] = {
     "no_result": NO_RESULT,
 }
 
+KEEPABLE = ("fp16", "int8", "fp8")
+"""Precisions whose conversion can leave nodes out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -55,6 +60,7 @@ class Scene:
     scratch: Path
     narrator: Narrator
     label: str
+    weights: str
 
 
 def run_localize(given: dict[str, Any]) -> int:
@@ -82,6 +88,28 @@ def run_localize(given: dict[str, Any]) -> int:
     return CODES[found.outcome]
 
 
+def run_sensitivity(given: dict[str, Any]) -> int:
+    """Carry out `harness sensitivity` and return the exit code."""
+    with _scene(given, "sensitivity") as scene:
+        advising = Advising(
+            scene.asked,
+            scene.bench,
+            scene.source,
+            scene.graph,
+            scene.launcher,
+            weights=scene.weights,
+            seed=given["seed"],
+            say=scene.narrator.doing,
+        )
+        advice = advising.run(scene.label, budget_s=given["budget"], top=given["top"], scratch=scene.scratch)
+        (scene.folder.path / "sensitivity.json").write_bytes(msgspec.json.format(msgspec.json.encode(advice)))
+    if given["as_json"]:
+        click.echo(msgspec.json.format(msgspec.json.encode(advice)).decode())
+    else:
+        click.echo(advice_text(advice), nl=False)
+    return OK
+
+
 @contextmanager
 def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
     """Settle what was asked for, refuse what cannot be, then export and convert.
@@ -90,6 +118,11 @@ def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
         HarnessError: What was asked for cannot be, or the model cannot be exported or converted.
     """
     variant, precision = _variant(given)
+    if what == "sensitivity" and precision not in KEEPABLE:
+        raise UsageError(
+            f"--precision {precision} is no graph in which some nodes could stay in float32",
+            hint=f"--precision {', '.join(KEEPABLE)}",
+        )
     specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())
     if len(specs) > 1:
         raise UsageError(f"harness {what} takes one model, and there are {len(specs)}")
@@ -140,6 +173,7 @@ def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
                 scratch=Path(scratch),
                 narrator=narrator,
                 label=specs[0].label,
+                weights=recipe.weights,
             )
 
 

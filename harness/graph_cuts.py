@@ -13,6 +13,7 @@ import functools
 import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,25 @@ def survey(request: protocol.Survey) -> protocol.Surveyed:
         deterministic=deterministic,
         closed=[f"{node.op_type} {node.name}".strip() for node in compiled.nodes if any(_subgraphs(node))],
     )
+
+
+def list_narrow(request: protocol.ListNarrow) -> protocol.NarrowNodes:
+    """List the nodes of a converted graph that compute in half precision or on quantised inputs."""
+    graph = Graph(Artifact.open(Path(request.graph)).onnx_path)
+    quantised = {name for node in graph.nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    names = Counter(node.name for node in graph.nodes)
+    original = {node.name for node in Graph(Artifact.open(Path(request.source)).onnx_path).nodes}
+    found = []
+    nameless = 0
+    for node in graph.nodes:
+        if node.op_type in LOOKED_THROUGH and node.name not in original:
+            continue
+        half = any(graph.types.get(name) in NARROW for name in node.output if name in graph.varying)
+        if half or any(name in quantised for name in node.input):
+            known = bool(node.name) and names[node.name] == 1
+            found += [(node.name, node.op_type)] if known else []
+            nameless += not known
+    return protocol.NarrowNodes(nodes=found, nameless=nameless)
 
 
 def cut(request: protocol.Cut) -> protocol.WasCut:

@@ -244,9 +244,7 @@ def _above(name: str, tensors: Mapping[str, protocol.SharedTensor], depth: int) 
 def _unsure(deterministic: bool) -> list[str]:
     if deterministic:
         return []
-    return [
-        "The reference is not deterministic: two runs of it differ, so what follows may be its doing, not the backend's."
-    ]
+    return ["The reference is not deterministic: two runs of it differ, so what follows may be its own doing."]
 
 
 def _notes(surveyed: protocol.Surveyed, eager: bool) -> list[str]:

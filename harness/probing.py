@@ -24,6 +24,7 @@ from harness.paths import make_folder
 from harness.plan import FP32, Variant
 from harness.precisions import CALIBRATED, CONVERTED
 from harness.records import OutputDrift
+from harness.rounds import Seat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +119,32 @@ class Bench:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _compile(self, spec: protocol.CaseSpec, worker: Worker) -> None:
+    def seat(self, case: str, artifact: Artifact, fed_by: Artifact | None, precision: str) -> Seat:
+        """Compile a graph, save its engine, and return what a launch needs to measure it.
+
+        Raises:
+            HarnessError: The backend gave no engine; the error has its log.
+        """
+        asked, limit = self._asked, self._launcher.timeout_s
+        folder = make_folder(self._scratch / f"engine-{case}", "the engine folder")
+        spec = self.spec(str(artifact.folder), str(fed_by.folder) if fed_by else None, folder)
+        # An option of the case's own would say otherwise where all of it is in float32.
+        options = {key: value for key, value in spec.options.items() if key != "precision"}
+        spec = msgspec.structs.replace(spec, precision=precision, options=options)
+        environment = registry.backend(spec.backend).environment(asked.variant.parsed(), folder, asked.threads)
+        refusals.refuse_unsupported(spec, asked.device_chosen)
+        name = f"{asked.variant.slug}-{case}"
+        try:
+            with self._launcher.start(name, environment, threads=asked.threads) as worker:
+                provider = self._compile(spec, worker).provider
+                worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit)
+                worker.call(protocol.Save(), protocol.Took, timeout_s=limit)
+        except HarnessError as exc:
+            exc.log = exc.log or str(self._launcher.logs / f"{name}.log")
+            raise
+        return Seat(case=case, spec=spec, environment=environment, slug=name, provider=provider)
+
+    def _compile(self, spec: protocol.CaseSpec, worker: Worker) -> protocol.Opened:
         limit = self._launcher.timeout_s
         imported = worker.call(protocol.Import(backend=spec.backend), protocol.Imported, timeout_s=limit)
         probed = imported.probed
@@ -135,6 +161,7 @@ class Bench:
             raise UnsupportedError(
                 f"the engine is for a device that is not here ({opened.provider}): nothing to compare"
             )
+        return opened
 
 
 class GraphLab:

@@ -84,6 +84,10 @@ class Convert(Request, frozen=True, kw_only=True):
     method: str
     weights: str
     """As in `Export`: some models tell their inputs only once they are built."""
+    keep: list[str] = []
+    """Names of nodes that stay in float32."""
+    ranges: str | None = None
+    """File of ranges that an earlier calibration found, or where to leave them for the next."""
     folder: str
 
 
@@ -95,6 +99,13 @@ class Survey(Request, frozen=True, kw_only=True):
     graph: str
     """Folder of the graph that a backend compiles; it may be the same."""
     input_set: int
+
+
+class ListNarrow(Request, frozen=True, kw_only=True):
+    """List the nodes that a converted graph does not compute in float32."""
+
+    source: str
+    graph: str
 
 
 class Cut(Request, frozen=True, kw_only=True):
@@ -162,6 +173,7 @@ AnyRequest = (
     | Check
     | Convert
     | Survey
+    | ListNarrow
     | Cut
     | Import
     | Compile
@@ -256,6 +268,14 @@ class Surveyed(msgspec.Struct, frozen=True, kw_only=True):
     """Whether two runs of the reference agreed in every tensor."""
     closed: list[str]
     """Nodes that hold graphs of their own, such as loops, which are not looked into."""
+
+
+class NarrowNodes(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `ListNarrow`: names and operators in the order of the file."""
+
+    nodes: list[tuple[str, str]]
+    nameless: int
+    """Such nodes without a name, which cannot be kept in float32 by it."""
 
 
 class WasCut(msgspec.Struct, frozen=True, kw_only=True):

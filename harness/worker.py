@@ -88,6 +88,11 @@ class Worker:
 
         return survey(request)
 
+    def _listnarrow(self, request: protocol.ListNarrow) -> protocol.NarrowNodes:
+        from harness.graph_cuts import list_narrow
+
+        return list_narrow(request)
+
     def _cut(self, request: protocol.Cut) -> protocol.WasCut:
         from harness.graph_cuts import cut
 
