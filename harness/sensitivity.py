@@ -1,9 +1,10 @@
 """Which nodes, kept in float32, buy back most accuracy, and what that costs: the search, as pure functions.
 
 The nodes that a conversion narrowed are split into stretches in the order of the graph, and each stretch is tried
-alone: kept in float32, the rest narrow. The stretch that gains most is then split further, again and again, until
-single nodes are left or the trials are spent. What was tried as a whole and what its parts gained are both known, so
-the advice is made of the smallest parts: in the order of their gain a node, the first, the first two, and so on.
+alone: kept in float32, the rest narrow. Where none gains anything, neighbours are tried together, two, three and more,
+since what overflows in one node may have to stay wide through the next. The stretch that gains most is then split
+further, again and again, until single nodes are left or the trials are spent. The advice is made of the smallest parts
+that were tried: in the order of their gain a node, the first, the first two, and so on.
 """
 
 from __future__ import annotations
@@ -56,11 +57,25 @@ def explore(nodes: Sequence[str], nothing_kept: float, drift: Drift, *, trials: 
             left -= 1
             got = drift(part)
             if got is not None:
-                leaves.append(Trial(nodes=part, drift=got, gain=nothing_kept - got))
+                gain = 0.0 if got == nothing_kept else nothing_kept - got  # both may be infinite
+                leaves.append(Trial(nodes=part, drift=got, gain=gain))
         return True
 
-    if not try_all(split(nodes, STRETCHES)):
+    stretches = split(nodes, STRETCHES)
+    if not try_all(stretches):
         return []
+    alone = leaves.copy()
+    for width in range(2, len(stretches)):
+        if any(leaf.gain > 0 for leaf in leaves):
+            break
+        tried = try_all([sum(stretches[at : at + width], ()) for at in range(len(stretches) - width + 1)])
+        gaining = [leaf for leaf in leaves[len(alone) :] if leaf.gain > 0]
+        leaves[:] = alone
+        if gaining:
+            best = max(gaining, key=lambda leaf: leaf.gain)
+            leaves[:] = [best, *(leaf for leaf in alone if not set(leaf.nodes) & set(best.nodes))]
+        if not tried:
+            break
     while divisible := [leaf for leaf in leaves if len(leaf.nodes) > 1 and leaf.nodes not in whole and leaf.gain > 0]:
         best = max(divisible, key=lambda leaf: leaf.gain)
         known = len(leaves)
@@ -71,7 +86,7 @@ def explore(nodes: Sequence[str], nothing_kept: float, drift: Drift, *, trials: 
         else:  # only together do they gain: the stretch stays whole
             del leaves[known:]
             whole.add(best.nodes)
-    return sorted(leaves, key=lambda leaf: leaf.gain / len(leaf.nodes), reverse=True)
+    return sorted(leaves, key=lambda leaf: (leaf.gain / len(leaf.nodes), -leaf.drift), reverse=True)
 
 
 def split(nodes: Sequence[str], count: int) -> list[tuple[str, ...]]:
