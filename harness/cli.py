@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 
 import click
 
-from harness import __version__, registry
+from harness import __version__, options, registry
+from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.options import placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
-DEFAULT_OUT = "results"
 
 
 class _Commands(click.Group):
@@ -74,32 +74,6 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-_seed = click.option(
-    "--seed",
-    type=Whole(0, (1 << 32) - 1),
-    default=0,
-    show_default=True,
-    help="Seed of weights, inputs and round order.",
-)
-_threads = click.option(
-    "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
-)
-_cpus = click.option("--cpus", metavar="LIST", help="CPUs of the workers: 0-3,8, physical, physical:4, node0, ...")
-_opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
-_input_sets = click.option(
-    "--input-sets",
-    type=Whole(1, 64),
-    default=4,
-    show_default=True,
-    help="Sets of inputs that outputs are judged on; fewer for models that take minutes.",
-)
-_out = click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
-)
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-_verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
-
-
 @cli.command()
 @subject
 @click.option(
@@ -117,11 +91,11 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
 @click.option("--batch", type=Sizes(), show_default="1", help="Items in one inference; 1,4,32: a sweep.")
 @click.option("--dynamic", is_flag=True, help="Beside each engine one that takes all shapes of the sweep.")
-@_seed
-@_threads
-@_cpus
-@_opset
-@_input_sets
+@options.seed
+@options.threads
+@options.cpus
+@options.opset
+@options.input_sets
 @click.option(
     "--launches",
     type=Whole(1, 1000),
@@ -145,19 +119,8 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     help="Seconds that measuring one model at one shape may take; one launch is always measured.",
 )
 @click.option("--quick", is_flag=True, help="One launch, a few seconds a case; no verdicts, marked as such.")
-@click.option(
-    "--timeout",
-    type=Amount(),
-    default=900.0,
-    show_default=True,
-    help="Seconds that one step of one case may take.",
-)
-@click.option(
-    "--memory-limit",
-    type=Amount(),
-    default=None,
-    help="GiB that one worker may take.  [default: 85 % of this machine's]",
-)
+@options.timeout
+@options.memory_limit
 @click.option(
     "--lock-clocks",
     type=ClockRate(),
@@ -169,10 +132,10 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 )
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
-@_out
+@options.out
 @_formats()
-@_verbose
-@_quiet
+@options.verbose
+@options.quiet
 def compare(**given: Any) -> int:
     """Export a model once, compile it with every backend, measure them side by side and print a table.
 
@@ -206,9 +169,9 @@ def compare(**given: Any) -> int:
 
 @cli.command()
 @click.argument("run", default="last")
-@_out
+@options.out
 @_formats()
-@_verbose
+@options.verbose
 def show(run: str, out: Path, format_: str, as_json: bool, verbose: bool) -> int:
     """Print the table of a finished or interrupted RUN: its folder, the start of its name, or "last".
 
@@ -263,13 +226,13 @@ def models(name: str | None, as_json: bool) -> int:
 @cli.command()
 @subject
 @click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
-@_seed
-@_threads
-@_opset
-@_input_sets
+@options.seed
+@options.threads
+@options.opset
+@options.input_sets
 @click.option("--to", type=click.Path(path_type=Path), help="Also copy the artifact to this folder.")
 @click.option("--refresh", is_flag=True, help="Export again even if it is in the cache.")
-@_quiet
+@options.quiet
 def export(**given: Any) -> int:
     """Export a model: ONNX, weights, inputs and reference outputs, checked against eager.
 
@@ -293,7 +256,7 @@ def doctor(as_json: bool) -> int:
     Example:
       harness doctor
     """
-    from harness.commands import run_doctor
+    from harness.housekeeping import run_doctor
 
     run_doctor(as_json=as_json)
     return OK
@@ -312,11 +275,15 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
       harness cache
       harness cache clear --engines
     """
-    from harness.commands import run_cache
+    from harness.housekeeping import run_cache
 
     chosen = {"exports": exports, "engines": engines, "backends": backends_}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
+
+
+for command in (localize, sensitivity):
+    cli.add_command(command)
 
 
 def _explicit() -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -20,12 +19,12 @@ from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.devices import AUTO, parse_devices, parse_targets
-from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
+from harness.engines import in_use
 from harness.errors import StoreError, UsageError
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
-from harness.paths import cache_root, folder_bytes, make_folder, users_path
+from harness.paths import cache_root, make_folder, users_path
 from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
@@ -131,7 +130,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=_calibration(given["calibration"]),
+        calibration=calibration_path(given["calibration"]),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
         device_chosen=given["devices"] != AUTO,
@@ -179,7 +178,12 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     return folder, run
 
 
-def _calibration(path: str | None) -> str | None:
+def calibration_path(path: str | None) -> str | None:
+    """Return the absolute path of the user's calibration inputs.
+
+    Raises:
+        UsageError: They are not there.
+    """
     if path is None:
         return None
     if not users_path(path).exists():
@@ -292,7 +296,7 @@ def run_export(given: dict[str, Any]) -> None:
     if len(specs) > 1:
         raise UsageError(f"harness export takes one model, and there are {len(specs)}")
     spec = specs[0]
-    recipe = _one_recipe(given, spec)
+    recipe = one_recipe(given, spec)
     target: Path | None = given["to"]
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
@@ -334,14 +338,19 @@ def run_export(given: dict[str, Any]) -> None:
     )
 
 
-def _one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+    """Return what is exported for a command that takes one model at one shape.
+
+    Raises:
+        UsageError: A dimension has several sizes, or something does not fit the model.
+    """
     subject = _subject(given, [spec])
     own = spec.kind != "reference"
     refuse_unknown([spec], subject["dims"], subject["shapes"])
     sizes = sweep(spec, subject["dims"], subject["shapes"])
     for name, values in sizes.items():
         if len(values) > 1:
-            raise UsageError(f"harness export takes one size of '{name}', and there are {len(values)}")
+            raise UsageError(f"one size of '{name}' is wanted here, and there are {len(values)}")
     return Recipe(
         model=spec,
         dims={name: values[0] for name, values in sizes.items()},
@@ -368,57 +377,6 @@ def _reason(exc: OSError) -> str:
     # `shutil.Error` holds a list of (source, destination, reason): the first says enough.
     first = exc.args[0] if exc.args else exc
     return str(first[0][2]) if isinstance(first, list) and first else exc.strerror or str(exc)
-
-
-def run_doctor(*, as_json: bool) -> None:
-    """Carry out `harness doctor`."""
-    findings = doctor.examine()
-    if as_json:
-        click.echo(json.dumps([msgspec.to_builtins(finding) for finding in findings], indent=2))
-        return
-    marks = {"good": "ok", "note": "--", "warn": "!!"}
-    click.echo(
-        tabulate(
-            [(marks[f.level], f.what, f.figure, f.advice) for f in findings],
-            headers=["", "what", "found", "advice"],
-            maxcolwidths=[None, None, 56, 56],
-        )
-    )
-    bad = sum(finding.level == "warn" for finding in findings)
-    click.echo(f"\n{bad} thing(s) here make numbers noisier than they need be." if bad else "\nNothing here disturbs.")
-
-
-def run_cache(action: str, parts: list[str]) -> None:
-    """Carry out `harness cache`."""
-    root = cache_root()
-    if action == "clear":
-        if set(parts) != {"engines"} and any_in_use():
-            raise UsageError(
-                "a comparison is running and needs what is in the cache", hint="wait for it, or clear --engines only"
-            )
-        kept = 0
-        for part in parts:
-            if part == "engines":
-                kept = _clear_engines()
-            else:
-                shutil.rmtree(root / part, ignore_errors=True)
-                if (root / part).exists():
-                    raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
-        shutil.rmtree(root / "logs", ignore_errors=True)
-        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} engine(s) in use" if kept else ""))
-        return
-    click.echo(
-        tabulate([(part, f"{folder_bytes(root / part) / 2**20:.1f}") for part in parts], headers=[str(root), "MiB"])
-    )
-
-
-def _clear_engines() -> int:
-    folders = [path for path in engines_root().glob("*/*") if path.is_dir()]
-    kept = sum(not delete_unless_in_use(path) for path in folders)
-    for key in engines_root().glob("*"):
-        if key.is_dir() and not any(key.iterdir()):
-            key.rmdir()
-    return kept
 
 
 def exit_code(run: Run) -> int:

@@ -69,7 +69,9 @@ def _half(source: Artifact, target: Path, request: protocol.Convert, progress: O
         warnings.simplefilter("always")
         try:
             # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
-            half = float16.convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=large)
+            half = float16.convert_float_to_float16(
+                model, keep_io_types=True, disable_shape_infer=large, node_block_list=list(request.keep)
+            )
         except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
             raise failed("the graph cannot be converted to float16", exc) from exc
     _save(half, target, large)
@@ -82,6 +84,8 @@ def _bfloat16(source: Artifact, target: Path, request: protocol.Convert, progres
     import torch
     from onnxscript import optimizer
 
+    if request.keep:
+        raise UnsupportedError("a graph in bf16 is exported as one: no node of it can stay in float32")
     if not source.manifest.module:
         raise UnsupportedError("bf16 needs a torch module, and this model is an ONNX file", hint="--precision fp16")
     progress("exporting in bfloat16", None, None)
@@ -144,6 +148,8 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             activation_type=kind,
             weight_type=kind,
             calibrate_method=_method(quantization.CalibrationMethod, request),
+            nodes_to_exclude=list(request.keep),
+            calibration_cache_path=request.ranges,
             use_external_data_format=large,
             # Symmetric, and biases left in float: what every backend reads, TensorRT among them.
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},

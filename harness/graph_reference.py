@@ -42,7 +42,7 @@ def check(folder: Path, input_sets: int, threads: int) -> protocol.Checked:
         import onnxruntime  # noqa: F401 - asked for here, used below
     except ImportError:
         return protocol.Checked(max_abs=None)
-    session = _session(folder / "model.onnx", threads=threads, what="the exported graph does not load")
+    session = open_as_it_stands(folder / "model.onnx", threads=threads, what="the exported graph does not load")
     worst_abs = worst_l2 = 0.0
     for index in range(input_sets):
         results = _run(session, read_tensors(folder / f"inputs-{index}.safetensors"))
@@ -117,7 +117,9 @@ def export_graph(
 def _references(
     folder: Path, request: protocol.Export, sets: inputs.Sets, progress: Callable[[str, int | None, int | None], None]
 ) -> tuple[dict[str, np.ndarray], bool]:
-    session = _session(folder / "model.onnx", threads=request.threads, what="ONNX Runtime cannot load the file")
+    session = open_as_it_stands(
+        folder / "model.onnx", threads=request.threads, what="ONNX Runtime cannot load the file"
+    )
     for output in session.get_outputs():
         if output.type not in COMPARED:
             raise ExportError(f"output '{output.name}' is {output.type}, which cannot be compared")
@@ -156,7 +158,12 @@ def _runtime() -> Any:  # the module, which is not typed
     return onnxruntime
 
 
-def _session(path: Path, *, threads: int, what: str) -> Any:  # onnxruntime's InferenceSession, which is not typed
+def open_as_it_stands(path: Path, *, threads: int, what: str) -> Any:  # an InferenceSession, which is not typed
+    """Return a session that runs every node of a graph as the file says it.
+
+    Raises:
+        ExportError: ONNX Runtime cannot load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -83,6 +83,21 @@ class Worker:
 
         return convert(request, self._progress)
 
+    def _survey(self, request: protocol.Survey) -> protocol.Surveyed:
+        from harness.graph_cuts import survey
+
+        return survey(request)
+
+    def _listnarrow(self, request: protocol.ListNarrow) -> protocol.NarrowNodes:
+        from harness.graph_cuts import list_narrow
+
+        return list_narrow(request)
+
+    def _cut(self, request: protocol.Cut) -> protocol.WasCut:
+        from harness.graph_cuts import cut
+
+        return cut(request)
+
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)
         clock = StageClock()
