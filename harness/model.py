@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
+Task = Literal["classification", "detection", "embedding", "tokens", "image", "latent", "tensor"]
+
+
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options that a model takes: `--model NAME:key=value`. A model adds its own as fields with a description."""
 
@@ -69,8 +72,8 @@ class Preprocessing:
 class Model(ABC):
     """What an export needs of a model, reference or the user's own. Only workers build one."""
 
-    task: Literal["classification", "tensor"] = "tensor"
-    """How outputs are judged beyond their elements: `classification` adds top-1 and top-5 agreement."""
+    task: Task = "tensor"
+    """How outputs are judged beyond their elements; see `harness.agreement`. `tensor`: not at all."""
     preprocessing: Preprocessing | None = None
     """For `--inputs` with images; None where the model takes none."""
 

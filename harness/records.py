@@ -82,6 +82,18 @@ class OutputDrift(Record, frozen=True, kw_only=True):
     top5_agreement: float | None = None
 
 
+class Agreement(Record, frozen=True, kw_only=True):
+    """How far a case gives the reference's answers, in a figure of the model's task; see `harness.agreement`."""
+
+    figure: str
+    """`top-1`, `mAP@0.5`, `rank correlation`, ...: 1 or infinity is the same, less is worse."""
+    output: str
+    value: float | None
+    """None where it is infinite: nothing differs."""
+    items: int
+    """How many it is over: images, rows, positions."""
+
+
 EnergySource = Literal["counter", "power"]
 """The card's energy counter, or the mean of readings of its power: the counter is too coarse for a short window."""
 MemorySource = Literal["process", "device"]
@@ -238,6 +250,8 @@ class Case(Record, frozen=True, kw_only=True):
     builds: list[Build] = []
     """All builds, the first of which the fields above describe; empty where there is only one."""
     drift: list[OutputDrift] = []
+    agreement: list[Agreement] = []
+    """Over all input sets together, the most telling figure of an output first."""
     outputs_sha256: str | None = None
     """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
     failure: Failure | None = None

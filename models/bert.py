@@ -41,6 +41,7 @@ class Bert(ReferenceModel):
     """What the family shares."""
 
     tags = ("nlp", "transformer")
+    task = "embedding"
     dims: ClassVar[Mapping[str, int]] = {"batch": 1, "sequence": 128}
     Options = BertOptions
     options: BertOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from statistics import median
 
 from harness.modelspec import BATCH
 from harness.records import (
@@ -20,6 +21,7 @@ from harness.records import (
 from harness.summary import CaseSummary, GpuSummary, RunSummary, WorkloadSummary
 from reports.blocks import Line, Problem, Section
 from reports.formatting import (
+    agreed,
     clean,
     clean_lines,
     counted,
@@ -38,6 +40,8 @@ from reports.values import worst
 
 LOG_LINES = 8
 REASON_CHARACTERS = 600
+TYPICAL_AT_LEAST = 3
+"""Input sets from which on their median says more than the worst of them."""
 HASH_CHARACTERS = 12
 WEIGHTS_CHARACTERS = 40
 
@@ -292,11 +296,21 @@ def _drift(case: Case, drift: OutputDrift) -> Line:
     parts += [f"{name} {scientific(value)}" for name, value in numbers.items() if value is not None]
     if drift.nan_count or drift.inf_count:
         parts.append(f"{drift.nan_count} NaN, {drift.inf_count} Inf of {drift.elements}")
+    parts += _typical(case, drift)
+    parts += [f"{agreed(one)} over {one.items}" for one in case.agreement]
     agreement = [one.top1_agreement for one in case.drift if one.top1_agreement is not None]
-    if agreement:
+    if agreement and not case.agreement:
         parts.append(f"top-1 agreement at least {percent(min(agreement))}")
     emphasis: Emphasis = "" if passed == len(case.drift) else "bad"
     return Line(label=clean(case.id), text=clean(", ".join(parts)), emphasis=emphasis)
+
+
+def _typical(case: Case, drift: OutputDrift) -> list[str]:
+    """Return the median over input sets beside the worst of them, where there are enough to have a middle."""
+    same = [one.relative_l2 for one in case.drift if one.output == drift.output and one.relative_l2 is not None]
+    if len(same) < TYPICAL_AT_LEAST or drift.relative_l2 is None:
+        return []
+    return [f"rel. L2 {scientific(drift.relative_l2)}, typically {scientific(median(same))}"]
 
 
 def _disturbed(row: CaseSummary, workload: WorkloadSummary) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from harness.api import Scalar
+from harness.records import Agreement
 from harness.summary import Comparison, Estimate
 
 MISSING = "-"
@@ -135,6 +136,17 @@ def ratio(estimate: Estimate) -> str:
 def verdict(comparison: Comparison) -> str:
     """Return the verdict, marked where the interval is wider than the precision that was asked for."""
     return f"{comparison.verdict} (noisy)" if comparison.noisy else comparison.verdict
+
+
+def agreed(agreement: Agreement) -> str:
+    """Return `top-1 0.9870` or `PSNR 41.3 dB`; what is not quite 1 never reads as 1."""
+    name = agreement.figure.removesuffix(" dB")
+    if agreement.value is None:
+        return f"{name} exact"
+    if name != agreement.figure:
+        return f"{name} {significant(agreement.value)} dB"
+    text = f"{agreement.value:.4f}"
+    return f"{name} >0.9999" if float(text) == 1 and agreement.value < 1 else f"{name} {text}"
 
 
 def size(count: int) -> str:

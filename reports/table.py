@@ -17,6 +17,7 @@ from reports.formatting import (
     MISSING,
     SECONDS,
     Unit,
+    agreed,
     clean,
     percent,
     ratio,
@@ -26,7 +27,7 @@ from reports.formatting import (
     time_unit,
     verdict,
 )
-from reports.values import Values, values, worst
+from reports.values import Values, least_agreement, values, worst
 
 Emphasis = Literal["", "good", "bad", "muted"]
 
@@ -35,7 +36,7 @@ OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
 OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
 """What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
-WHERE_APPLICABLE = ("device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
+WHERE_APPLICABLE = ("agreement", "device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
     "p50_ns",
@@ -63,6 +64,7 @@ COST = (
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
+    "agreement",
 )
 
 
@@ -134,6 +136,7 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _drawn("drift_relative_l2", distance, "rel. L2", "right", rows, _relative_l2),
         _drawn("drift_cosine", distance, "cosine", "right", rows, _cosine),
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
+        _drawn("agreement", "task", "agreement", "left", rows, _agreement),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
         _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
@@ -262,6 +265,11 @@ def _passed(row: CaseSummary) -> Cell:
         return Cell()
     passed = all(drift.passed for drift in row.case.drift)
     return Cell(text="pass" if passed else "FAIL", value=passed, emphasis="good" if passed else "bad")
+
+
+def _agreement(row: CaseSummary) -> Cell:
+    leading = least_agreement(row.case.agreement)
+    return Cell(text=agreed(leading), value=leading.figure) if leading else Cell()
 
 
 def _status(row: CaseSummary) -> Cell:

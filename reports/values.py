@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from harness.api import Scalar
 from harness.modelspec import BATCH
-from harness.records import OutputDrift
+from harness.records import Agreement, OutputDrift
 from harness.summary import CaseSummary, Estimate, Latency, RunSummary, WorkloadSummary
 from reports.formatting import clean
 
@@ -88,6 +89,14 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
 def worst(row: CaseSummary) -> OutputDrift | None:
     """Return the drift of the output that is farthest from the reference."""
     return None if row.worst_drift is None else row.case.drift[row.worst_drift]
+
+
+def least_agreement(agreement: Sequence[Agreement]) -> Agreement | None:
+    """Return the most telling figure of the output that agrees least with the reference; None where there is none."""
+    if not agreement:
+        return None
+    leading = [one for one in agreement if one.figure == agreement[0].figure]
+    return min(leading, key=lambda one: math.inf if one.value is None else one.value)
 
 
 def _latency(prefix: str, latency: Latency | None) -> dict[str, Scalar]:
