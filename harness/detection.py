@@ -133,6 +133,15 @@ class MeanPrecision:
         return float(half[half > -1].mean()), float(all_[all_ > -1].mean())
 
 
+def refuse_without_library() -> None:
+    """Raise where mean average precision cannot be computed here.
+
+    Raises:
+        UsageError: pycocotools is not installed.
+    """
+    _scorer()
+
+
 def _scorer() -> Any:  # a class of pycocotools, which is not typed
     try:
         from pycocotools.cocoeval import COCOeval

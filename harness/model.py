@@ -78,6 +78,11 @@ class Model(ABC):
     """For `--inputs` with images; None where the model takes none."""
 
     @property
+    def tokenizer(self) -> Path | None:
+        """The `tokenizer.json` that makes the model's input ids of text; None where there is none here."""
+        return None
+
+    @property
     @abstractmethod
     def inputs(self) -> tuple[InputSpec, ...]:
         """Inputs in the order of `forward`'s arguments. Of a user's own model known after `build()`."""
@@ -148,6 +153,8 @@ class ReferenceModel(Model):
     """The command that brings them."""
     public: PublicWeights | None = None
     """Trained weights that load key for key; of a toy size there are none."""
+    default_weights: ClassVar[Literal["seeded", "pretrained"]] = "seeded"
+    """What it has unless the user says otherwise."""
     parameters: int
     """Number of trainable parameters with these options; a test checks it against the built module."""
     gflop: float
@@ -157,6 +164,11 @@ class ReferenceModel(Model):
 
     def __init__(self, options: ModelOptions | None = None) -> None:
         self.options = options or self.Options()
+
+    @property
+    def trained(self) -> bool:
+        """Whether trained weights can be had: published ones, or those that `load_public()` makes."""
+        return self.public is not None
 
     def load_public(self, dims: Mapping[str, int]) -> torch.nn.Module:
         """Return the module with its trained weights: by default `public`'s file, loaded key for key.

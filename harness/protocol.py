@@ -87,6 +87,23 @@ class Convert(Request, frozen=True, kw_only=True):
     folder: str
 
 
+class Survey(Request, frozen=True, kw_only=True):
+    """Read the samples of a labelled data set once, without running anything."""
+
+    dataset: str
+    artifact: str
+    """Folder of the artifact whose inputs they become."""
+    most: int
+
+
+class Evaluate(Request, frozen=True, kw_only=True):
+    """Run samples of a labelled data set through the loaded session and write its answers to `path`."""
+
+    dataset: str
+    samples: list[int]
+    path: str
+
+
 class Import(Request, frozen=True, kw_only=True):
     """Import the backend's modules, timed, then probe it."""
 
@@ -132,7 +149,22 @@ class Sample(Request, frozen=True, kw_only=True):
     min_seconds: float
 
 
-AnyRequest = Probe | Export | Check | Convert | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
+AnyRequest = (
+    Probe
+    | Export
+    | Check
+    | Convert
+    | Survey
+    | Evaluate
+    | Import
+    | Compile
+    | Load
+    | RunOnce
+    | Outputs
+    | Save
+    | WarmUp
+    | Sample
+)
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +220,14 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
 
 
+class Surveyed(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Survey`."""
+
+    sound: list[int]
+    broken: dict[int, str]
+    """Sample -> what is wrong with it."""
+
+
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Import`."""
 
@@ -216,7 +256,7 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `Outputs`: the file is there."""
+    """Answer to `Outputs` and `Evaluate`: the file is there."""
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):

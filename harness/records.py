@@ -94,6 +94,47 @@ class Agreement(Record, frozen=True, kw_only=True):
     """How many it is over: images, rows, positions."""
 
 
+class Paired(Record, frozen=True, kw_only=True):
+    """How a metric differs from another case's on the same samples; see `harness.scoring` for the formulas."""
+
+    against: str
+    """Id of the other case."""
+    metric: str
+    difference: float
+    """This case's minus the other's: below zero is worse."""
+    low: float
+    """Of the 99 % interval, as `high`."""
+    high: float
+    p: float | None = None
+    """Of the exact test that the two are equally good; None where the interval is a bootstrap's."""
+    method: str
+
+    @property
+    def decided(self) -> bool:
+        """Whether the difference is more than noise: by the exact test where there is one, else by the interval."""
+        return self.p < 0.01 if self.p is not None else not self.low <= 0 <= self.high
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """What a case's engine got right on a labelled data set."""
+
+    dataset: str
+    samples: int
+    """That were judged."""
+    of: int
+    """That the data set holds."""
+    metrics: dict[str, float] = {}
+    """The leading one first."""
+    paired: Paired | None = None
+    """Against the baseline; None for itself, and where it has no answers."""
+    engine_created: str | None = None
+    """Which engine answered: another one answers anew."""
+    answers: str | None = None
+    """File of the answers, relative to the run's folder."""
+    failure: Failure | None = None
+    """Why there are none."""
+
+
 EnergySource = Literal["counter", "power"]
 """The card's energy counter, or the mean of readings of its power: the counter is too coarse for a short window."""
 MemorySource = Literal["process", "device"]
@@ -252,6 +293,8 @@ class Case(Record, frozen=True, kw_only=True):
     drift: list[OutputDrift] = []
     agreement: list[Agreement] = []
     """Over all input sets together, the most telling figure of an output first."""
+    accuracy: Accuracy | None = None
+    """On the labelled data set, where there is one."""
     outputs_sha256: str | None = None
     """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
     failure: Failure | None = None
@@ -357,6 +400,9 @@ class Settings(Record, frozen=True, kw_only=True):
     """Path of the user's own calibration inputs."""
     calibration_samples: int = 64
     calibration_method: str = "minmax"
+    dataset: str | None = None
+    """Labelled data that accuracy is measured on, in the grammar of `--dataset`, with absolute paths."""
+    max_samples: int = 1000
     devices: tuple[str, ...] = ("cpu",)
     device_chosen: bool = False
     """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""

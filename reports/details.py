@@ -9,6 +9,7 @@ from harness.modelspec import BATCH
 from harness.records import (
     CONTROL,
     REUSED,
+    Accuracy,
     Build,
     Case,
     DeviceMemory,
@@ -28,6 +29,7 @@ from reports.formatting import (
     duration,
     listed,
     percent,
+    points,
     ratio,
     scientific,
     shorten,
@@ -131,6 +133,8 @@ def sections(workload: WorkloadSummary, settings: Settings, level: int) -> Itera
     drifts = tuple(_drift(row.case, far) for row in workload.rows if (far := worst(row)))
     yield Section(title="stages", lines=tuple(_stages(case) for case in cases if case.stages), level=level)
     yield Section(title=_distance(workload), lines=drifts, level=level)
+    accuracies = tuple(_accuracy(case, case.accuracy) for case in cases if case.accuracy)
+    yield Section(title="accuracy", lines=accuracies, level=level)
     memory = tuple(_device_memory(row.case, row.device_memory) for row in workload.rows if row.device_memory)
     yield Section(title="device memory", lines=memory, level=level)
     yield Section(title="facts", lines=tuple(line for case in cases for line in _facts(case, settings)), level=level)
@@ -311,6 +315,22 @@ def _typical(case: Case, drift: OutputDrift) -> list[str]:
     if len(same) < TYPICAL_AT_LEAST or drift.relative_l2 is None:
         return []
     return [f"rel. L2 {scientific(drift.relative_l2)}, typically {scientific(median(same))}"]
+
+
+def _accuracy(case: Case, accuracy: Accuracy) -> Line:
+    if accuracy.failure:
+        text = f"no answers on {accuracy.dataset}: {accuracy.failure.message.splitlines()[0]}"
+        return Line(label=clean(case.id), text=clean(shorten(text, REASON_CHARACTERS)), emphasis="bad")
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in accuracy.metrics.items())
+    of = f" of {accuracy.of}" if accuracy.of != accuracy.samples else ""
+    text = f"{accuracy.dataset}: {metrics} over {accuracy.samples}{of} samples"
+    paired = accuracy.paired
+    if paired is None:
+        return Line(label=clean(case.id), text=clean(text))
+    test = f", p {significant(paired.p, 2)}" if paired.p is not None else ""
+    judged = "more than noise" if paired.decided else "within noise"
+    text += f"; {paired.metric} against {paired.against} {points(paired)} points{test}: {judged} ({paired.method})"
+    return Line(label=clean(case.id), text=clean(text), emphasis="bad" if paired.decided and paired.low < 0 else "")
 
 
 def _disturbed(row: CaseSummary, workload: WorkloadSummary) -> str:

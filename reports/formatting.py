@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from harness.api import Scalar
-from harness.records import Agreement
+from harness.records import Agreement, Paired
 from harness.summary import Comparison, Estimate
 
 MISSING = "-"
@@ -147,6 +147,12 @@ def agreed(agreement: Agreement) -> str:
         return f"{name} {significant(agreement.value)} dB"
     text = f"{agreement.value:.4f}"
     return f"{name} >0.9999" if float(text) == 1 and agreement.value < 1 else f"{name} {text}"
+
+
+def points(paired: Paired) -> str:
+    """Return a difference of two shares with its interval in points, each a hundredth: `-0.20 [-0.81, +0.41]`."""
+    difference, low, high = (f"{100 * value:+.2f}" for value in (paired.difference, paired.low, paired.high))
+    return f"{difference} [{low}, {high}]"
 
 
 def size(count: int) -> str:

@@ -72,6 +72,7 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
     flat["baseline"] = of.baseline
     flat |= _comparison(row)
     flat |= _drift(row)
+    flat |= _task(row)
     flat |= {
         "engine_bytes": case.engine_bytes,
         "peak_bytes": row.peak_bytes,
@@ -139,6 +140,24 @@ def _drift(row: CaseSummary) -> dict[str, Scalar]:
         "drift_inf_count": drift.inf_count if drift else None,
         "drift_top1_agreement": drift.top1_agreement if drift else None,
         "drift_top5_agreement": drift.top5_agreement if drift else None,
+    }
+
+
+def _task(row: CaseSummary) -> dict[str, Scalar]:
+    least, found = least_agreement(row.case.agreement), row.case.accuracy
+    metric, value = next(iter(found.metrics.items()), (None, None)) if found else (None, None)
+    paired = found.paired if found else None
+    return {
+        "agreement_figure": least.figure if least else None,
+        "agreement": least.value if least else None,
+        "dataset": found.dataset if found else None,
+        "dataset_samples": found.samples if found else None,
+        "accuracy_metric": metric,
+        "accuracy": value,
+        "accuracy_difference": paired.difference if paired else None,
+        "accuracy_difference_low": paired.low if paired else None,
+        "accuracy_difference_high": paired.high if paired else None,
+        "accuracy_p": paired.p if paired else None,
     }
 
 
