@@ -129,7 +129,7 @@ class DigitImages(Classification):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         try:
-            from models.digits import images_and_labels
+            from harness.digits import images_and_labels
 
             self._images, self.labels = images_and_labels(judged=True)
         except ImportError as exc:

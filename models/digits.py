@@ -1,7 +1,7 @@
 """A classifier of handwritten digits that is trained on the spot: real accuracy without a download.
 
-The 1797 images of 8x8 pixels come with scikit-learn (its copy of the UCI optical digits' test set). Two of three train
-the network, the others are for judging; input and calibration sets are drawn from the former.
+Two of three images of `harness.digits` train the network, the others are for judging; input and calibration sets are
+drawn from the former.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from harness.api import InputSpec, ReferenceModel
+from harness.digits import SIDE, images_and_labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,11 +18,7 @@ if TYPE_CHECKING:
 
     from harness.weights import Provenance
 
-SIDE, CLASSES = 8, 10
-BRIGHTEST = 16
-"""Pixels are counts of 0 to 16."""
-JUDGED_OF = 3
-"""Every third image is for judging. The images lie in the order of their writers, so all writers are in both parts."""
+CLASSES = 10
 EPOCHS, BATCH, RATE = 12, 32, 3e-3
 
 
@@ -88,14 +85,3 @@ class Digits(ReferenceModel):
         from harness.weights import Provenance
 
         return Provenance(f"trained on the spot on digits of scikit-learn {version('scikit-learn')}", None, [])
-
-
-def images_and_labels(*, judged: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return one part of the images, float32 of shape (n, 1, 8, 8) in [0, 1], and their labels, int64."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    chosen = (np.arange(len(labels)) % JUDGED_OF == 0) == judged
-    images = (pixels / BRIGHTEST).astype(np.float32).reshape(-1, 1, SIDE, SIDE)
-    return np.ascontiguousarray(images[chosen]), labels[chosen].astype(np.int64)

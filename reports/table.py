@@ -37,15 +37,9 @@ OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
 OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
 """What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
-WHERE_APPLICABLE = (
-    "agreement",
-    "accuracy",
-    "accuracy_difference",
-    "device_p50_ns",
-    "build_sd",
-    "device_peak_bytes",
-    "energy_mj",
-)
+OF_TASK = ("agreement", "accuracy", "accuracy_difference")
+"""What the task says of a case, where the model declares one and where there is labelled data."""
+WHERE_APPLICABLE = (*OF_TASK, "device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
     "p50_ns",
@@ -73,9 +67,7 @@ COST = (
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
-    "agreement",
-    "accuracy",
-    "accuracy_difference",
+    *OF_TASK,
 )
 
 
@@ -149,7 +141,7 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
         _drawn("agreement", "task", "agreement", "left", rows, _agreement),
         _drawn("accuracy", "accuracy", _measure(rows), "right", rows, _accuracy),
-        _drawn("accuracy_difference", "accuracy", "points [99 %]", "right", rows, _difference),
+        _drawn("accuracy_difference", against_word(workload.baseline), "points [99 %]", "right", rows, _difference),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
         _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
