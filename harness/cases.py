@@ -15,6 +15,8 @@ from harness.records import Case, Settings, Workload
 DEFAULT_TIMEOUT_S = 900.0
 """Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
 
+DEFAULT_SAMPLES = 1000
+
 
 def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case:
     """Return the record of a case that nothing has happened to yet."""
@@ -56,6 +58,9 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
     words += ["--inputs", settings.inputs] if settings.inputs else []
     words += ["--cpus", settings.cpus] if settings.cpus else []
     words += ["--calibration", settings.calibration] if settings.calibration else []
+    words += ["--dataset", settings.dataset] if settings.dataset else []
+    if settings.dataset and settings.max_samples != DEFAULT_SAMPLES:
+        words += ["--max-samples", str(settings.max_samples)]
     if settings.calibration_method != Calibration().method:
         words += ["--calibration-method", settings.calibration_method]
     if workload.target:

@@ -19,7 +19,7 @@ import click
 from harness import __version__, options, registry
 from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
-from harness.options import placement, precision, subject
+from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -87,6 +87,7 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
 @precision
+@labelled
 @placement
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
 @click.option("--batch", type=Sizes(), show_default="1", help="Items in one inference; 1,4,32: a sweep.")
@@ -149,6 +150,8 @@ def compare(**given: Any) -> int:
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
       harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
+      harness compare --model digits --dataset digits --precision fp32,int8 --backends all
+      harness compare --model resnet50 --weights pretrained --dataset folder:imagenet/val --backends all
       harness compare --model yolov8x --target sm_89
       harness compare --device cuda --builds 3 --backends eager,tensorrt,torch-compile
       harness compare --backends all --quick --json > table.json

@@ -21,6 +21,7 @@ from harness.compare import Comparison
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.errors import StoreError, UsageError
+from harness.evaluation import refuse_models
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
@@ -133,6 +134,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         calibration=calibration_path(given["calibration"]),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
+        dataset=_dataset(given["dataset"], specs),
+        max_samples=given["max_samples"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
         builds=given["builds"],
@@ -191,6 +194,15 @@ def calibration_path(path: str | None) -> str | None:
     return str(users_path(path))
 
 
+def _dataset(text: str | None, specs: list[ModelSpec]) -> str | None:
+    if text is None:
+        return None
+    kind, colon, paths = text.partition(":")
+    absolute = ",".join(str(users_path(path)) for path in paths.split(",")) if paths else ""
+    refuse_models(f"{kind}{colon}{absolute}", specs)
+    return f"{kind}{colon}{absolute}"
+
+
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:
     """Return how much is measured. Every build is measured in equally many launches."""
     amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
@@ -222,7 +234,7 @@ def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
             raise UsageError(f"{option} {path} can be for one model only, and there are {len(specs)}: {_few(names)}")
     if weights == "pretrained":
         for spec in specs:
-            if spec.kind == "reference" and memory.reference(spec).public is None:
+            if spec.kind == "reference" and not memory.reference(spec).trained:
                 raise UsageError(f"{spec.label} has no public weights", hint="--weights seeded, or the path of a file")
     return {
         "dims": dims,
@@ -355,7 +367,7 @@ def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
         model=spec,
         dims={name: values[0] for name, values in sizes.items()},
         shapes=subject["shapes"] if own else {},
-        weights=subject["weights"] or ("own" if own else "seeded"),
+        weights=subject["weights"] or registry.default_weights(spec),
         inputs=subject["inputs"],
         input_sets=given["input_sets"],
         seed=given["seed"],

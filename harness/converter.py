@@ -136,7 +136,10 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             path = Path(scratch) / "newer.onnx"
             _save(newer, path, large)
         progress("preparing the graph for quantisation", None, None)
-        quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
+        try:
+            quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
+        except Exception:  # its symbolic inference fails on some graphs; where all sizes are known ONNX's own will do
+            quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=True)
         sets = _calibration(source, request)
         kind = quantization.QuantType.QFLOAT8E4M3FN if float8 else quantization.QuantType.QInt8
         quantization.quantize_static(

@@ -131,6 +131,29 @@ def precision(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def labelled(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what accuracy is measured on."""
+    for add in reversed(
+        (
+            click.option(
+                "--dataset",
+                metavar="SPEC",
+                help="Labelled data that every engine is judged on after it was measured: digits, folder:PATH (images "
+                "in a sub-folder a class), coco:ANNOTATIONS.json,IMAGES, pairs:FILE.tsv (sentences and scores).",
+            ),
+            click.option(
+                "--max-samples",
+                type=Whole(1, 10_000_000),
+                default=1000,
+                show_default=True,
+                help="Samples of it to judge on; of more, so many are drawn, the same for all.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
 def placement(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where cases run, or what they are only compiled for."""
     for add in reversed(

@@ -123,6 +123,23 @@ class Cut(Request, frozen=True, kw_only=True):
     folder: str
 
 
+class Screen(Request, frozen=True, kw_only=True):
+    """Read the samples of a labelled data set once, without running anything."""
+
+    dataset: str
+    artifact: str
+    """Folder of the artifact whose inputs they become."""
+    most: int
+
+
+class Evaluate(Request, frozen=True, kw_only=True):
+    """Run samples of a labelled data set through the loaded session and write its answers to `path`."""
+
+    dataset: str
+    samples: list[int]
+    path: str
+
+
 class Import(Request, frozen=True, kw_only=True):
     """Import the backend's modules, timed, then probe it."""
 
@@ -174,6 +191,8 @@ AnyRequest = (
     | Check
     | Convert
     | Survey
+    | Screen
+    | Evaluate
     | ListNarrow
     | Cut
     | Import
@@ -285,6 +304,14 @@ class WasCut(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int
 
 
+class Screened(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Screen`."""
+
+    sound: list[int]
+    broken: dict[int, str]
+    """Sample -> what is wrong with it."""
+
+
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Import`."""
 
@@ -313,7 +340,7 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `Outputs`: the file is there."""
+    """Answer to `Outputs` and `Evaluate`: the file is there."""
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):

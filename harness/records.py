@@ -9,6 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from harness.accuracy import Accuracy as Accuracy
+from harness.accuracy import Agreement as Agreement
+from harness.accuracy import Failure as Failure
+from harness.accuracy import Paired as Paired
 from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 
@@ -34,19 +38,6 @@ Scalar = str | int | float | bool | None
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records: frozen, keyword-only."""
-
-
-class Failure(Record, frozen=True, kw_only=True):
-    """Why a case has no number, or why its number is not to be trusted."""
-
-    stage: str
-    """`probe`, `import`, `compile`, `first run`, `save`, `warm load`, `measure`, `judge`."""
-    message: str
-    hint: str | None = None
-    log: str | None = None
-    """The log file, relative to the run's folder."""
-    log_tail: str = ""
-    traceback: str = ""
 
 
 class OutputDrift(Record, frozen=True, kw_only=True):
@@ -241,6 +232,10 @@ class Case(Record, frozen=True, kw_only=True):
     builds: list[Build] = []
     """All builds, the first of which the fields above describe; empty where there is only one."""
     drift: list[OutputDrift] = []
+    agreement: list[Agreement] = []
+    """Over all input sets together, the most telling figure of an output first."""
+    accuracy: Accuracy | None = None
+    """On the labelled data set, where there is one."""
     outputs_sha256: str | None = None
     """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
     failure: Failure | None = None
@@ -355,6 +350,9 @@ class Settings(Record, frozen=True, kw_only=True):
     """Path of the user's own calibration inputs."""
     calibration_samples: int = 64
     calibration_method: str = "minmax"
+    dataset: str | None = None
+    """Labelled data that accuracy is measured on, in the grammar of `--dataset`, with absolute paths."""
+    max_samples: int = 1000
     devices: tuple[str, ...] = ("cpu",)
     device_chosen: bool = False
     """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""

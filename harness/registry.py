@@ -49,6 +49,7 @@ MODELS = {
     "bert-base": Entry("models.bert:BertBase"),
     "bert-large": Entry("models.bert:BertLarge"),
     "conv-bn-silu": Entry("models.micro:ConvBnSilu"),
+    "digits": Entry("models.digits:Digits"),
     "gemm": Entry("models.micro:Gemm"),
     "layernorm-sigmoid": Entry("models.micro:LayerNormSigmoid"),
     "llama-decode": Entry("models.llama:LlamaDecode"),
@@ -158,6 +159,11 @@ def model(spec: ModelSpec) -> Model:
         return kind(msgspec.convert(spec.options, type=kind.Options))
     own = cast("Callable[[ModelSpec], Model]", _load("kind of model", spec.kind, OWN))
     return own(spec)
+
+
+def default_weights(spec: ModelSpec) -> str:
+    """Return the weights of a model unless the user says otherwise: its own where it is the user's."""
+    return model_class(spec.name).default_weights if spec.kind == "reference" else "own"
 
 
 def suite(name: str) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ from harness.measure import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from harness.datasets import Dataset
+
 
 NO_EVENTS = "the device's own time was not measured, because cuda-bindings is missing: pip install cuda-bindings"
 
@@ -59,6 +61,7 @@ class Worker:
         self._bound = False
         self._device_index = 0
         self._timer: DeviceTimer | None = None
+        self._dataset: Dataset | None = None
 
     def handle(self, request: protocol.AnyRequest) -> msgspec.Struct:
         """Carry out a request and return its answer."""
@@ -97,6 +100,24 @@ class Worker:
         from harness.graph_cuts import cut
 
         return cut(request)
+
+    def _screen(self, request: protocol.Screen) -> protocol.Screened:
+        from harness.evaluator import screen
+
+        sound, broken = screen(request.dataset, Artifact.open(Path(request.artifact)), request.most, self._progress)
+        return protocol.Screened(sound=sound, broken=broken)
+
+    def _evaluate(self, request: protocol.Evaluate) -> protocol.Written:
+        from harness.datasets import open_dataset
+        from harness.evaluator import evaluate
+
+        session, artifact = self._opened()
+        if self._dataset is None or self._dataset.text != request.dataset:
+            self._dataset = open_dataset(request.dataset)
+            self._dataset.refuse_artifact(artifact.manifest)
+        answers = evaluate(self._dataset, session, artifact, request.samples)
+        write_tensors(Path(request.path), {"answers": answers})
+        return protocol.Written()
 
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)

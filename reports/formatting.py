@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from harness.api import Scalar
+from harness.records import Agreement, Paired
 from harness.summary import Comparison, Estimate
 
 MISSING = "-"
@@ -135,6 +136,23 @@ def ratio(estimate: Estimate) -> str:
 def verdict(comparison: Comparison) -> str:
     """Return the verdict, marked where the interval is wider than the precision that was asked for."""
     return f"{comparison.verdict} (noisy)" if comparison.noisy else comparison.verdict
+
+
+def agreed(agreement: Agreement) -> str:
+    """Return `top-1 0.9870` or `PSNR 41.3 dB`; what is not quite 1 never reads as 1."""
+    name = agreement.figure.removesuffix(" dB")
+    if agreement.value is None:
+        return f"{name} exact"
+    if name != agreement.figure:
+        return f"{name} {significant(agreement.value)} dB"
+    text = f"{agreement.value:.4f}"
+    return f"{name} >0.9999" if float(text) == 1 and agreement.value < 1 else f"{name} {text}"
+
+
+def points(paired: Paired) -> str:
+    """Return a difference of two shares with its interval in points, each a hundredth: `-0.20 [-0.81, +0.41]`."""
+    difference, low, high = (f"{100 * value:+.2f}" for value in (paired.difference, paired.low, paired.high))
+    return f"{difference} [{low}, {high}]"
 
 
 def size(count: int) -> str:

@@ -30,7 +30,9 @@ A workload has:
 | `rows` | one object a case, from fastest to slowest, then those without a number |
 | `measure_s`, `notes`, `failure`, `closing` | time spent measuring; its notes; what ended all of it; its sentence |
 
-A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set, and:
+A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set and `agreement`
+the figures of the model's task (a value of null is infinite: nothing differs), `accuracy` what it got right on the
+labelled data set (`paired` is its difference to the baseline on the same samples) or null, and:
 `is_baseline`; `compute`, `on_device` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`,
 `p99_ns`, each null or `value`, `low`, `high` in nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
 `off_device`, how many nodes run elsewhere; `cautions`, what a reader must know, in figures; `comparison` (`ratio` is

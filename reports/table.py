@@ -17,8 +17,10 @@ from reports.formatting import (
     MISSING,
     SECONDS,
     Unit,
+    agreed,
     clean,
     percent,
+    points,
     ratio,
     scientific,
     shorten,
@@ -26,7 +28,7 @@ from reports.formatting import (
     time_unit,
     verdict,
 )
-from reports.values import Values, values, worst
+from reports.values import Values, least_agreement, values, worst
 
 Emphasis = Literal["", "good", "bad", "muted"]
 
@@ -35,7 +37,9 @@ OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
 OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
 """What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
-WHERE_APPLICABLE = ("device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
+OF_TASK = ("agreement", "accuracy", "accuracy_difference")
+"""What the task says of a case, where the model declares one and where there is labelled data."""
+WHERE_APPLICABLE = (*OF_TASK, "device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
     "p50_ns",
@@ -63,6 +67,7 @@ COST = (
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
+    *OF_TASK,
 )
 
 
@@ -134,6 +139,9 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _drawn("drift_relative_l2", distance, "rel. L2", "right", rows, _relative_l2),
         _drawn("drift_cosine", distance, "cosine", "right", rows, _cosine),
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
+        _drawn("agreement", "task", "agreement", "left", rows, _agreement),
+        _drawn("accuracy", "accuracy", _measure(rows), "right", rows, _accuracy),
+        _drawn("accuracy_difference", against_word(workload.baseline), "points [99 %]", "right", rows, _difference),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
         _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
@@ -262,6 +270,32 @@ def _passed(row: CaseSummary) -> Cell:
         return Cell()
     passed = all(drift.passed for drift in row.case.drift)
     return Cell(text="pass" if passed else "FAIL", value=passed, emphasis="good" if passed else "bad")
+
+
+def _agreement(row: CaseSummary) -> Cell:
+    leading = least_agreement(row.case.agreement)
+    return Cell(text=agreed(leading), value=leading.figure) if leading else Cell()
+
+
+def _measure(rows: Sequence[CaseSummary]) -> str:
+    """Return the name of the leading metric of the data set, which is the same for all rows."""
+    return next((name for row in rows if row.case.accuracy for name in row.case.accuracy.metrics), "")
+
+
+def _accuracy(row: CaseSummary) -> Cell:
+    found = row.case.accuracy
+    if found is None:
+        return Cell()
+    value = next(iter(found.metrics.values()), None)
+    return Cell(text="failed", emphasis="bad") if value is None else Cell(text=f"{value:.4f}", value=value)
+
+
+def _difference(row: CaseSummary) -> Cell:
+    paired = row.case.accuracy.paired if row.case.accuracy else None
+    if paired is None:
+        return Cell()
+    emphasis: Emphasis = ("good" if paired.difference > 0 else "bad") if paired.decided else ""
+    return Cell(text=points(paired), value=paired.difference, emphasis=emphasis)
 
 
 def _status(row: CaseSummary) -> Cell:

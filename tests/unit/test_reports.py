@@ -46,6 +46,7 @@ from reports.plot import HEIGHT, MARKS, draw_plot
 from reports.table import COST, SPEED, WHERE_APPLICABLE, Table
 from reports.terminal import split
 from reports.values import values
+from tests.example_accuracy import accuracy
 from tests.example_gpu import gpu
 from tests.example_runs import (
     NASTY,
@@ -69,7 +70,7 @@ from tests.example_suites import composed, price, suite, suites, sweep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEVERAL = suites()
-RUNS = examples() | SEVERAL | {"gpu": gpu()}
+RUNS = examples() | SEVERAL | {"gpu": gpu(), "accuracy": accuracy()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full.terminal-100": {"width": 100},
     "full.terminal-140": {"width": 140},
@@ -296,7 +297,7 @@ class TestTerminal:
             ["case", *(key for key in SPEED if key not in WHERE_APPLICABLE)],
             ["case", *(key for key in COST if key not in WHERE_APPLICABLE)],
         ]
-        seen = {column.key for run in (cuda(), gpu()) for column in cases_table(run).columns}
+        seen = {column.key for run in (cuda(), gpu(), accuracy()) for column in cases_table(run).columns}
         assert seen == {"case", *SPEED, *COST}
 
     @pytest.mark.parametrize("width", [None, 1, 60, 100, 140])
