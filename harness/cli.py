@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, registry
+from harness.choosing import recommend
 from harness.errors import HarnessError, StoreError, UsageError
-from harness.parameters import Amount, Sizes, Whole
+from harness.parameters import Amount, Sizes, Whole, out_option
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
-DEFAULT_OUT = "results"
 
 
 class _Commands(click.Group):
@@ -133,9 +133,6 @@ _input_sets = click.option(
     show_default=True,
     help="Sets of inputs that outputs are judged on; fewer for models that take minutes.",
 )
-_out = click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
-)
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
 
@@ -189,7 +186,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 )
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
-@_out
+@out_option
 @_formats()
 @_verbose
 @_quiet
@@ -223,7 +220,7 @@ def compare(**given: Any) -> int:
 
 @cli.command()
 @click.argument("run", default="last")
-@_out
+@out_option
 @_formats()
 @_verbose
 def show(run: str, out: Path, format_: str, as_json: bool, verbose: bool) -> int:
@@ -238,6 +235,9 @@ def show(run: str, out: Path, format_: str, as_json: bool, verbose: bool) -> int
 
     run_show(run, out, "json" if as_json else format_, verbose=verbose)
     return OK
+
+
+cli.add_command(recommend)
 
 
 @cli.command()

@@ -81,10 +81,18 @@ class Failures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """Lines to copy, with what they are."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sentence:
     """What a person would say."""
 
     text: str
 
 
-Block = Heading | Banners | Table | Legend | Plot | Section | Failures | Sentence
+Block = Heading | Banners | Table | Legend | Plot | Section | Failures | Code | Sentence

@@ -9,7 +9,7 @@ from itertools import chain
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
+from reports.blocks import Banners, Block, Code, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
 from reports.page import draw
 from reports.table import Cell, Column, Table
 
@@ -63,6 +63,8 @@ def _block(block: Block) -> Iterator[str]:
         case Failures():
             yield f"{'#' * block.level} failures\n\n{_overview(block.problems)}"
             yield from ("\n\n".join(_problem(problem)) for problem in block.problems)
+        case Code():
+            yield f"{escape(block.title)}\n\n{fence(block.lines)}"
         case Sentence():
             yield f"**{escape(block.text)}**"
 
