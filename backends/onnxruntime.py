@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from harness.api import Artifact, Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
+from harness.api import (
+    Artifact,
+    Availability,
+    Backend,
+    BackendOptions,
+    Capabilities,
+    CompileRequest,
+    SavedEngine,
+    Session,
+)
 from harness.errors import CompileError, FallbackError, RunError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -55,6 +64,21 @@ class OnnxRuntime(Backend):
         built = onnxruntime.get_available_providers()
         devices = tuple(device for device, provider in PROVIDERS.items() if provider in built)
         return Availability(available=True, versions={"onnxruntime": onnxruntime.__version__}, devices=devices)
+
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str:
+        return f"""\
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {engine.threads}
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
+session = onnxruntime.InferenceSession(ENGINE / "{ENGINE}", options, providers=["{engine.provider}"])
+
+
+def run(inputs):
+    return session.run(None, inputs)
+"""
 
     def compile(self, request: CompileRequest) -> Session:
         options = _options(request)

@@ -17,6 +17,7 @@ from harness.api import (
     Capabilities,
     CompileRequest,
     DynamicShapes,
+    SavedEngine,
     Scalar,
     Session,
     TensorSpec,
@@ -69,6 +70,34 @@ class TorchCompile(Backend):
             "TRITON_CACHE_DIR": str(engine_dir / "triton"),
             "AOTI_RUNTIME_CHECK_INPUTS": "1",  # without it a package built for batch 1 silently truncates a batch of 2
         }
+
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str:
+        options = engine.options
+        assert isinstance(options, TorchCompileOptions)
+        if not options.aot:
+            raise UnsupportedError(
+                "what torch.compile saves is a cache, for a program that compiles the same module again",
+                hint="measure torch-compile:aot=true, which builds a package that loads by itself",
+            )
+        names = ", ".join(f'"{spec.name}"' for spec in engine.inputs)
+        layout = "t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t"
+        lay_out = f"\n    tensors = [{layout} for t in tensors]" if options.channels_last else ""
+        return f"""\
+import torch
+import torch._inductor
+
+torch.set_num_threads({engine.threads})
+package = torch._inductor.aoti_load_package(str(ENGINE / "{PACKAGE}"))
+
+
+def run(inputs):
+    tensors = [torch.tensor(inputs[name], device="{engine.device}") for name in ({names},)]{lay_out}
+    with torch.inference_mode():
+        outputs = package(*tensors)
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+"""
 
     def compile(self, request: CompileRequest) -> Session:
         options = _options(request)

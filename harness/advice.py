@@ -136,6 +136,8 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of the table of cases."""
     snippet: str | None = None
     """Python that loads the recommended case's saved engine with its own runtime."""
+    no_snippet: str = ""
+    """Why there is none for the recommended case."""
     engine: str | None = None
     """Folder of that engine."""
 

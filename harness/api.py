@@ -115,6 +115,18 @@ class CompileRequest:
     """Report long work: a message, steps done, steps in all. Cheap enough to call every step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedEngine:
+    """What a snippet is written for: a saved engine and how it ran."""
+
+    options: BackendOptions
+    provider: str
+    device: str
+    threads: int
+    inputs: tuple[TensorSpec, ...]
+    """In the order of the artifact."""
+
+
 class Session(ABC):
     """A loaded, runnable engine. Use as a context manager; `close()` frees its memory.
 
@@ -207,6 +219,18 @@ class Backend(ABC):
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
         """Return variables that the worker's environment needs before the framework is imported."""
         return {}
+
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str | None:
+        """Return the few lines of Python that load a saved engine with its own runtime and without harness.
+
+        They find its folder in the variable `ENGINE`, a `Path`, and define `run(inputs)`, which takes arrays by name
+        and returns the outputs in the artifact's order. None: there is no such engine.
+
+        Raises:
+            UnsupportedError: These options save none; the hint names those that do.
+        """
+        return None
 
     @abstractmethod
     def compile(self, request: CompileRequest) -> Session:
@@ -439,6 +463,7 @@ __all__ = [
     "PublicWeights",
     "ReferenceModel",
     "Report",
+    "SavedEngine",
     "Scalar",
     "Session",
     "TensorSpec",

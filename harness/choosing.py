@@ -55,9 +55,15 @@ def _limits(command: Any) -> Any:  # click's decorators are typed no closer
     help="pass: the outputs agree with the reference; or the largest relative L2 distance: 1e-3.",
 )
 @click.option("--price", type=Amount(), help="What an hour of this machine costs, in any currency.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Copy the recommended engine there, with the lines that load it and a manifest.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @out_option
-def recommend(run: str, out: Path, as_json: bool, **given: Any) -> int:
+def recommend(run: str, out: Path, save: Path | None, as_json: bool, **given: Any) -> int:
     """Say which backend of a RUN to deploy, why, how sure that is, and what would change the answer.
 
     \b
@@ -66,10 +72,11 @@ def recommend(run: str, out: Path, as_json: bool, **given: Any) -> int:
       harness recommend last --max-latency-p99 20ms --max-compile 10m --max-memory 8GB
       harness recommend --objective throughput --max-drift 1e-3 --json
       harness recommend --objective cost --price 0.60
+      harness recommend last --save deploy/
 
     \b
     Exit codes: 0 there is one, 1 nothing that was measured meets the limits, 2 wrong usage, 3 nothing was measured.
     """
     from harness.recommending import run_recommend
 
-    return run_recommend(run, out, given, as_json=as_json)
+    return run_recommend(run, out, given, save=save, as_json=as_json)

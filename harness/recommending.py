@@ -11,11 +11,12 @@ from typing import Any
 import click
 import msgspec
 
-from harness import registry
+from harness import deploying, registry
 from harness.advice import COST, Advice, Limit, Wish
 from harness.choosing import LIMITS
-from harness.errors import UsageError
+from harness.errors import UnsupportedError, UsageError
 from harness.recommend import advise
+from harness.records import Run
 from harness.store import find_run, load_run
 from harness.summarize import summarize
 from harness.summary import RunSummary
@@ -23,17 +24,55 @@ from harness.summary import RunSummary
 OK, NOTHING_FITS, NOTHING_MEASURED = 0, 1, 3
 
 
-def run_recommend(name: str, out: Path, given: dict[str, Any], *, as_json: bool) -> int:
+def run_recommend(name: str, out: Path, given: dict[str, Any], *, save: Path | None, as_json: bool) -> int:
     """Carry out `harness recommend` and return the exit code."""
     wish = wish_of(given)
     summary = summarize(load_run(find_run(name, out)))
-    advice = advise(summary, wish)
+    advice = with_snippets(advise(summary, wish), summary.run)
     if as_json:
         # Encoding turns infinities into null, which the standard library's encoder cannot.
         click.echo(msgspec.json.format(msgspec.json.encode(advice), indent=2).decode())
     else:
         _print(advice, summary)
-    return exit_code(advice)
+    code = exit_code(advice)
+    if save is not None:
+        for folder in save_engines(save, advice, summary.run):
+            click.echo(f"saved {folder}", err=True)
+    return code
+
+
+def with_snippets(advice: Advice, run: Run) -> Advice:
+    """Return an advice with the lines that load each recommended engine, or the reason why there are none."""
+    each = []
+    for found, workload in zip(advice.recommendations, run.workloads, strict=True):
+        case = next((one for one in workload.cases if one.id == found.case), None)
+        if case is None:
+            each.append(found)
+            continue
+        try:
+            lines = deploying.snippet(case, workload)
+        except UnsupportedError as exc:
+            hint = f" ({exc.hint})" if exc.hint else ""
+            each.append(msgspec.structs.replace(found, no_snippet=f"{exc.message}{hint}"))
+            continue
+        if not (case.engine and Path(case.engine).is_dir()):
+            gone = f"the engine is gone: a later run replaced it, or the cache was cleared ({case.reproduce})"
+            each.append(msgspec.structs.replace(found, no_snippet=gone))
+        else:
+            each.append(msgspec.structs.replace(found, snippet=deploying.located(lines, Path(case.engine))))
+    return msgspec.structs.replace(advice, recommendations=each)
+
+
+def save_engines(target: Path, advice: Advice, run: Run) -> list[Path]:
+    """Save what is recommended: of one workload into the folder itself, of several each into a folder below it."""
+    pairs = list(zip(advice.recommendations, run.workloads, strict=True))
+    chosen = [(found, workload) for found, workload in pairs if found.case is not None]
+    return [
+        deploying.save(
+            target if len(pairs) == 1 else target / deploying.folder_name(workload.key), found, workload, run
+        )
+        for found, workload in chosen
+    ]
 
 
 def wish_of(given: dict[str, Any]) -> Wish:

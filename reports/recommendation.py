@@ -78,6 +78,8 @@ def draw_one(found: Recommendation, of: WorkloadSummary, wish: Wish) -> Iterator
     yield Section(title="why", lines=tuple(_why(found, wish)))
     if any(one.break_even for one in found.candidates):
         yield Legend(texts=(_PAYS,))
+    if found.no_snippet:
+        yield Section(title="to deploy it", lines=(Line(text=clean(found.no_snippet)),))
     if found.snippet:
         yield Code(title=f"to load {clean(found.case or '')}", lines=tuple(found.snippet.splitlines()))
 
