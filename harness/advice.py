@@ -220,6 +220,11 @@ METRICS: Mapping[str, Metric] = {
         kind="duration",
         of=lambda row: _seconds(row.host_to_host.p50) if row.host_to_host else None,
     ),
+    "device-latency": Metric(
+        title="p50 on the device",
+        kind="duration",
+        of=lambda row: _seconds(row.on_device.p50) if row.on_device else None,
+    ),
     "throughput": Metric(title="throughput", kind="rate", of=_throughput, higher_is_better=True, per_iteration=True),
     "compile": Metric(title="compile time", kind="duration", of=_stage("compile")),
     "warm-load": Metric(title="warm load", kind="duration", of=_stage("warm_load")),

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from harness.parameters import Amount, out_option
+from harness.options import out as out_option
+from harness.parameters import Amount
 from harness.quantities import Bytes, Drift, Duration, Share
 
 LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
@@ -15,6 +16,7 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
     ("--max-latency-p95", "latency-p95", Duration(), "Most that the p95 of compute may be."),
     ("--max-latency-p99", "latency-p99", Duration(), "Most that the p99 of compute may be."),
     ("--max-host-to-host", "host-to-host", Duration(), "Most that the p50 with copies in and out may be."),
+    ("--max-device-latency", "device-latency", Duration(), "Most that the p50 of the GPU itself may be."),
     ("--min-throughput", "throughput", Amount(), "Least items a second."),
     ("--max-compile", "compile", Duration(), "Longest compilation: 10m."),
     ("--max-warm-load", "warm-load", Duration(), "Longest load of a saved engine in a fresh process."),
@@ -25,7 +27,7 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
 )
 """Option, metric, type and help."""
 OBJECTIVES = (
-    *("latency", "latency-p95", "latency-p99", "host-to-host", "throughput"),
+    *("latency", "latency-p95", "latency-p99", "host-to-host", "device-latency", "throughput"),
     *("compile", "warm-load", "memory", "engine", "drift", "cost"),
 )
 

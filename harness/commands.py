@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from harness import __version__, doctor, environment, memory, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
+from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
 from harness.errors import StoreError, UsageError
 from harness.export import Recipe, ensure_artifact
@@ -73,14 +75,16 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
 
 
 def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
-    for one, other in (("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")):
+    conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
+    conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
+    for one, other in conflicts:
         if {one, other} <= explicit:
-            names = {"as_json": "--json", "format_": "--format"}
+            names = {"as_json": "--json", "format_": "--format", "devices": "--device", "card": "--for"}
             raise UsageError(
                 f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
             )
     if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {"models": "model", "dims": "dim", "shapes": "shape"}
+        singular = {"models": "model", "dims": "dim", "shapes": "shape", "devices": "device", "card": "for"}
         flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
         raise UsageError(f"--resume takes everything from the run; leave out {flags}")
 
@@ -92,6 +96,8 @@ def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
         changes["models"] = ()
     if "models" in explicit and "suite" not in explicit:
         changes["suite"] = None
+    if "devices" in explicit:
+        changes["target"] = changes["card"] = None
     if "launches" in explicit and "quick" not in explicit:
         changes["quick"] = False
     return {**given, **changes}
@@ -102,14 +108,22 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
+    machine = environment.describe(doctor.advice(doctor.examine()))
+    devices = parse_devices(given["devices"], [gpu["name"] for gpu in machine.gpus])
+    if given["parallel"] and len(devices) < 2:
+        raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
-    amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
     settings = Settings(
         models=models,
         suite=given["suite"],
         root=str(root),
         asked=list(given["backends"]),
         cases=[],
+        devices=tuple(devices),
+        device_chosen=given["devices"] != AUTO,
+        targets=parse_targets(given["target"], given["card"]),
+        builds=given["builds"],
+        parallel=given["parallel"],
         baseline=given["baseline"],
         dynamic=given["dynamic"],
         input_sets=given["input_sets"],
@@ -122,7 +136,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         quick=given["quick"],
         cold=given["cold"],
         **subject,
-        **amounts,
+        **_amounts(given),
     )
     variants = asked_variants(settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
@@ -135,7 +149,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         state="running",
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
-        environment=environment.describe(doctor.advice(doctor.examine())),
+        environment=machine,
         workloads=workloads,
     )
     try:
@@ -144,6 +158,13 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
+
+
+def _amounts(given: dict[str, Any]) -> dict[str, Any]:
+    """Return how much is measured. Every build is measured in equally many launches."""
+    amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
+    rounds_of_builds = math.ceil(amounts["launches"] / given["builds"])
+    return {**amounts, "launches": rounds_of_builds * given["builds"]}
 
 
 def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:

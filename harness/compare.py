@@ -6,6 +6,8 @@ Every finished step is saved at once, so that nothing is lost to an interruption
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import msgspec
 
 from harness import environment, memory, registry
 from harness.artifact import Artifact, TensorSpec
-from harness.compiling import Compiled, Compiler, blank_case
+from harness.cases import blank_case
+from harness.compiling import Compiled, Compiler
 from harness.engines import EngineStore
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UsageError
 from harness.export import Recipe, ensure_artifact, is_exported
@@ -29,6 +32,7 @@ from harness.store import RunFolder
 from harness.workloads import dynamic_ranges
 
 WEIGHTS = "weights.safetensors"
+STOPPING_S = 0.2
 
 
 class Comparison:
@@ -69,11 +73,11 @@ class Comparison:
                 self._ledger.update(state="running")
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]
                 artifacts = [self._export(page) for page in pages]
-                for number, (page, artifact) in enumerate(zip(pages, artifacts, strict=True), 1):
-                    if artifact is not None:
-                        if len(pages) > 1:
-                            self._say.done(f"{page.workload.key} ({number}/{len(pages)})")
-                        self._compare(page, artifact, engines)
+                work = [(page, artifact) for page, artifact in zip(pages, artifacts, strict=True) if artifact]
+                if self._settings.parallel:
+                    self._side_by_side(work, engines)
+                else:
+                    self._one_by_one(work, engines)
                 self._ledger.update(state="finished")
             except BaseException:  # Ctrl-C, a full disk or a defect of ours: the run stays resumable in any case
                 with suppress(StoreError):  # the first error is the one to show
@@ -81,14 +85,40 @@ class Comparison:
                 raise
         return self.run
 
+    def _one_by_one(self, work: Sequence[tuple[Page, Artifact]], engines: EngineStore) -> None:
+        for number, (page, artifact) in enumerate(work, 1):
+            if len(self.run.workloads) > 1:
+                self._say.done(f"{page.workload.key} ({number}/{len(work)})")
+            self._compare(page, artifact, engines)
+
+    def _side_by_side(self, work: Sequence[tuple[Page, Artifact]], engines: EngineStore) -> None:
+        """Carry out the workloads of each device in a thread of its own, one after another within the thread."""
+        lanes: dict[str, list[tuple[Page, Artifact]]] = {}
+        for page, artifact in work:
+            lanes.setdefault(page.workload.device, []).append((page, artifact))
+        with ThreadPoolExecutor(max_workers=max(1, len(lanes))) as pool:
+            running = [pool.submit(self._one_by_one, lane, engines) for lane in lanes.values()]
+            try:
+                for lane in as_completed(running):
+                    lane.result()
+            except BaseException:  # Ctrl-C, a full disk or a defect of ours ends all lanes, and goes on up
+                self._ledger.stop()
+                while any(not lane.done() for lane in running):  # a lane may have been about to start the next worker
+                    self._launcher.kill_all()
+                    wait(running, timeout=STOPPING_S)
+                self._ledger.go_on()
+                raise
+
     def _compare(self, page: Page, artifact: Artifact, engines: EngineStore) -> None:
         compiled = self._compile(page, artifact, engines)
         Measuring(page, artifact, self._settings, self._launcher, self._say).measure(compiled)
         for case in page.workload.cases:
-            if case.engine and (case.failure is None or case.status == "drifted"):
-                engines.prune(Path(case.engine).parent)
-            elif case.engine:  # it was built, and did not run: it is no engine for a later run to start from
-                engines.forget(Path(case.engine).parent)
+            sound = case.failure is None or case.status == "drifted"
+            for folder in [build.engine for build in case.builds] or [case.engine or ""]:
+                if folder and sound:
+                    engines.prune(Path(folder).parent)
+                elif folder:  # it was built, and did not run: it is no engine for a later run to start from
+                    engines.forget(Path(folder).parent)
 
     # ---- export
 
@@ -227,7 +257,7 @@ class Comparison:
         return compiler.resumed(variant, before)
 
     def _warn_of_another_device(self, page: Page, case: Case) -> None:
-        wanted = self._settings.device
+        wanted = page.workload.device
         if case.failure is None and case.status != "compiled" and case.device != wanted:
             page.note(f"{case.id} runs on {case.device}, not on {wanted}: its ratio compares the devices too")
 

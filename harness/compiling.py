@@ -5,41 +5,44 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from harness import environment, protocol, registry
+from harness import devices, environment, protocol, refusals, registry
 from harness.api import Backend
 from harness.artifact import Artifact, sha256
+from harness.cases import blank_case
 from harness.engines import FILES, MANIFEST, Engine, EngineStore, backend_cache
-from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnavailableError, UnsupportedError
-from harness.export import DEFAULT_OPSET, INPUT_SETS
+from harness.errors import (
+    ExportError,
+    HarnessError,
+    OutOfMemory,
+    StoreError,
+    UnavailableError,
+)
 from harness.launcher import Launcher, OnProgress, Worker
-from harness.modelspec import BATCH
 from harness.paths import FREE_SPACE, folder_bytes, make_folder
 from harness.plan import Variant
 from harness.protocol import CaseSpec
-from harness.records import REUSED, Case, Failure, Settings, Workload
+from harness.records import REUSED, Build, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
 from harness.sourcecode import source_files
 from harness.store import now_utc
 
 SLUG_CHARACTERS = 60
-DEFAULT_TIMEOUT_S = 900.0
-"""Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """A case after its compilation. `seat` is None where there is nothing to measure."""
+    """A case after its compilation. Without seats there is nothing to measure."""
 
     case: Case
-    seat: Seat | None = None
+    seats: tuple[Seat, ...] = ()
+    """One for each independent build; launches take them in turn."""
     resident_bytes: int = 0
     shared: bool = False
     """Whether an earlier point of the sweep compiled the engine."""
@@ -77,13 +80,25 @@ class Compiler:
         self._machine = f"{environment.cpu_model()} {launcher.python}"
 
     def compile(self, variant: Variant) -> Compiled:
-        """Compile a variant; whatever goes wrong becomes the case's status and failure."""
+        """Compile a variant as often as asked; whatever goes wrong becomes the case's status and failure."""
+        builds = [self._compile(variant, 0)]
+        for number in range(1, self._number_of_builds(variant)):
+            if builds[-1].case.failure is not None:
+                break
+            builds.append(self._compile(variant, number))
+        return _together(builds)
+
+    def _number_of_builds(self, variant: Variant) -> int:
+        # Without an engine there is nothing that could come out differently.
+        return self._settings.builds if registry.backend(variant.backend).capabilities.saves_engines else 1
+
+    def _compile(self, variant: Variant, build: int) -> Compiled:
         try:
-            spec, seat, case = self.describe(variant)
+            spec, seat, case = self.describe(variant, build)
         except (ExportError, OutOfMemory) as exc:  # there is no dynamic export
             log = Path(exc.log) if exc.log else None
             return Compiled(case=self.refused(variant, exc.status, describe(exc, "export", log)))
-        attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile.log")
+        attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile{build or ''}.log")
         folder = Path(spec.engine_dir).parent
         if spec.fed_by is not None and (engine := self._engines.read(folder)) is not None:
             return dataclasses.replace(self.finished(case, seat, engine), shared=True)
@@ -121,7 +136,7 @@ class Compiler:
             return Compiled(case=case)
         return self.finished(case, seat, engine)
 
-    def describe(self, variant: Variant) -> tuple[CaseSpec, Seat, Case]:
+    def describe(self, variant: Variant, build: int = 0) -> tuple[CaseSpec, Seat, Case]:
         """Return what a worker, a launch and the record need to know of a variant before it is compiled."""
         kind = registry.backend(variant.backend)
         options = variant.parsed()
@@ -134,12 +149,14 @@ class Compiler:
             artifact=str(graph.folder),
             fed_by=None if graph is self._artifact else str(self._artifact.folder),
             device=case.device,
+            target=case.target,
             precision=case.precision,
             threads=threads,
+            build=build,
             engine_dir="",
-            cache_dir=str(backend_cache(variant.backend)),
+            cache_dir=str(backend_cache(variant.backend, build)),
         )
-        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind)) / FILES
+        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind, case.device)) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
         seat = Seat(
             case=variant.id,
@@ -149,9 +166,10 @@ class Compiler:
         )
         return spec, seat, case
 
-    def _built_by(self, kind: type[Backend]) -> str:
-        """Return what an engine depends on beside its case: the CPU, the interpreter, and the backend's own code."""
-        return "\n".join([self._machine, *map(sha256, source_files(kind))])
+    def _built_by(self, kind: type[Backend], device: str) -> str:
+        """Return what an engine depends on beside its case: processor, interpreter, driver, the backend's own code."""
+        card = [] if devices.kind(device) == devices.CPU else [environment.gpu_identity(device)]
+        return "\n".join([self._machine, *card, *map(sha256, source_files(kind))])
 
     def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
         """Return the case of a variant that there is nothing to compile for."""
@@ -162,15 +180,18 @@ class Compiler:
 
     def resumed(self, variant: Variant, case: Case) -> Compiled | None:
         """Return a case that an interrupted run has compiled, or None where its engine is gone."""
-        try:
-            _, seat, fresh = self.describe(variant)
-        except (ExportError, OutOfMemory):
-            return None
-        engine = self._engines.read(Path(seat.spec.engine_dir).parent)
-        if engine is None or engine.created != case.engine_created:
-            return None
-        again = self.finished(fresh, seat, engine)
-        return Compiled(case=case, seat=again.seat, resident_bytes=again.resident_bytes)
+        created = [build.engine_created for build in case.builds] or [case.engine_created or ""]
+        again = []
+        for number, when in enumerate(created):
+            try:
+                _, seat, fresh = self.describe(variant, number)
+            except (ExportError, OutOfMemory):
+                return None
+            engine = self._engines.read(Path(seat.spec.engine_dir).parent)
+            if engine is None or engine.created != when:
+                return None
+            again.append(self.finished(fresh, seat, engine))
+        return dataclasses.replace(_together(again), case=case)
 
     def _earlier(self, folder: Path, versions: dict[str, str]) -> Engine | None:
         for path, engine in self._engines.earlier(folder):
@@ -191,6 +212,7 @@ class Compiler:
         return None
 
     def _build(self, seat: Seat, attempt: _Attempt) -> Engine:
+        refusals.refuse_unsupported(seat.spec, self._settings.device_chosen)
         with self._launcher.start(attempt.log.stem, seat.environment, threads=seat.spec.threads) as worker:
             try:
                 return self._steps(seat.spec, worker, attempt)
@@ -209,13 +231,14 @@ class Compiler:
                 imported.probed.reason or "it gave no reason",
                 hint=imported.probed.hint or registry.install_hint(spec.backend),
             )
-        _refuse_unsupported(spec)
+        refusals.refuse_unseen(spec, imported.probed)
         if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, attempt.versions)):
             return engine
         attempt.stage = "compile"
         opened = worker.call(
             protocol.Compile(case=spec), protocol.Opened, timeout_s=limit, on_progress=self._on_progress
         )
+        refusals.refuse_elsewhere(spec, opened)
         parts = dict(opened.seconds)
         attempt.stages |= {"compile": parts.pop("total"), **parts}
         resident = 0
@@ -251,13 +274,15 @@ class Compiler:
             provider=engine.opened.provider,
             stages=engine.stages,
             facts=engine.opened.facts,
+            placement=engine.opened.placement,
             notes=engine.opened.notes,
             engine_bytes=engine.engine_bytes,
             engine=seat.spec.engine_dir,
             engine_created=engine.created,
             peak_compile_bytes=engine.peak_compile_bytes,
         )
-        return Compiled(case=case, seat=seat if engine.opened.runnable else None, resident_bytes=engine.resident_bytes)
+        seats = (seat,) if engine.opened.runnable else ()
+        return Compiled(case=case, seats=seats, resident_bytes=engine.resident_bytes)
 
 
 @dataclass(kw_only=True)
@@ -265,57 +290,41 @@ class _Attempt:
     """How far a compilation came, for the row it gets when it fails."""
 
     log: Path
-    stage: str = "start"
+    stage: str = "plan"
     stages: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
 
 
-def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case:
-    """Return the record of a case that nothing has happened to yet."""
-    device = _device(registry.backend(variant.backend).capabilities.devices, settings.device)
-    return Case(
-        id=variant.id,
-        backend=variant.backend,
-        options=variant.options,
-        device=device,
-        precision=workload.precision,
-        batch=workload.batch,
-        threads=variant.parsed().threads or settings.threads,
-        status="interrupted",
-        reproduce=reproduce(settings, workload, variant),
+def _together(builds: list[Compiled]) -> Compiled:
+    """Return the builds of a case as one: what is known of the first, and the seats of all. A failed one ends it."""
+    first, last = builds[0], builds[-1]
+    if len(builds) == 1:
+        return first
+    if (failure := last.case.failure) is not None:
+        failure = msgspec.structs.replace(failure, message=f"build {len(builds)}: {failure.message}")
+        return dataclasses.replace(last, case=msgspec.structs.replace(last.case, failure=failure))
+    cases = [build.case for build in builds]
+    case = msgspec.structs.replace(
+        first.case,
+        notes=list(dict.fromkeys(note for one in cases for note in one.notes)),
+        builds=[
+            Build(
+                engine=one.engine or "",
+                engine_created=one.engine_created or "",
+                engine_bytes=one.engine_bytes,
+                stages=one.stages,
+                peak_compile_bytes=one.peak_compile_bytes or 0,
+            )
+            for one in cases
+        ],
     )
-
-
-def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
-    """Return the command that runs one case again."""
-    words = ["harness", "compare", "--model", workload.model.text, "--backends", variant.id.partition("#")[0]]
-    defaults: Mapping[str, int] = {BATCH: 1}
-    if workload.model.kind == "reference":
-        defaults = registry.model_class(workload.model.name).dims
-    sizes = {name: [size] for name, size in workload.asked.items()}
-    if variant.options.get("dynamic"):  # its engine is for the whole sweep
-        sizes |= {name: several for name, several in settings.dims.items() if name in sizes}
-    for name, several in sizes.items():
-        if several != [defaults.get(name)]:
-            text = ",".join(map(str, several))
-            words += ["--batch", text] if name == BATCH else ["--dim", f"{name}={text}"]
-    if workload.model.kind != "reference":
-        for name, shape in settings.shapes.items():
-            words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
-    words += ["--weights", settings.weights] if settings.weights else []
-    words += ["--inputs", settings.inputs] if settings.inputs else []
-    for flag, value, default in (
-        ("--input-sets", settings.input_sets, INPUT_SETS),
-        ("--seed", settings.seed, 0),
-        ("--threads", settings.threads, environment.default_threads()),
-        ("--opset", settings.opset, DEFAULT_OPSET),
-        ("--timeout", settings.timeout_s, DEFAULT_TIMEOUT_S),
-        ("--memory-limit", settings.memory_limit_bytes / 2**30, environment.default_memory_limit() / 2**30),
-    ):
-        if value != default:
-            words += [flag, str(int(value) if float(value).is_integer() else value)]
-    return shlex.join(words)
+    return Compiled(
+        case=case,
+        seats=tuple(seat for build in builds for seat in build.seats),
+        resident_bytes=max(build.resident_bytes for build in builds),
+        shared=all(build.shared for build in builds),
+    )
 
 
 def _identity(graph: Artifact) -> str:
@@ -334,19 +343,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
-
-
-def _device(supported: tuple[str, ...], wanted: str) -> str:
-    if wanted.partition(":")[0] in supported:
-        return wanted
-    return supported[0] if supported[0] == "cpu" else f"{supported[0]}:0"
-
-
-def _refuse_unsupported(spec: CaseSpec) -> None:
-    capabilities = registry.backend(spec.backend).capabilities
-    if spec.options.get("dynamic") and not capabilities.dynamic_shapes:
-        raise UnsupportedError(f"{spec.backend} builds engines for one shape only", hint="leave out dynamic=true")
-    if spec.precision not in capabilities.precisions:
-        raise UnsupportedError(
-            f"{spec.backend} has no precision {spec.precision}; it has {', '.join(capabilities.precisions)}"
-        )

@@ -60,11 +60,18 @@ def snippet(case: Case, workload: Workload) -> str:
 
     Raises:
         UnsupportedError: There is no engine that loads by itself.
+        UsageError: There is no such backend here.
     """
     kind = registry.backend(case.backend)
+    try:
+        options = msgspec.convert(case.options, type=kind.Options)
+    except msgspec.ValidationError as exc:
+        raise UnsupportedError(
+            f"{case.id} was made with options that this {case.backend} does not have: {exc}"
+        ) from exc
     made = kind.snippet(
         SavedEngine(
-            options=msgspec.convert(case.options, type=kind.Options),
+            options=options,
             provider=case.provider or "",
             device=case.device,
             threads=case.threads,

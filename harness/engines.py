@@ -41,9 +41,13 @@ def engines_root() -> Path:
     return cache_root() / "engines"
 
 
-def backend_cache(backend: str) -> Path:
-    """Return the folder in which a backend keeps what makes a later compile warm."""
-    return cache_root() / "backends" / backend
+def backend_cache(backend: str, build: int = 0) -> Path:
+    """Return the folder in which a backend keeps what makes a later compile warm.
+
+    Independent builds have a folder each: from one tuning database or timing cache they would all come out the same.
+    """
+    folder = cache_root() / "backends" / backend
+    return folder / f"build-{build}" if build else folder
 
 
 class EngineStore:
@@ -70,6 +74,10 @@ class EngineStore:
     def folder(self, spec: CaseSpec, case_id: str, artifact_hash: str, machine: str) -> Path:
         """Return where a case's engine belongs. `machine` is what engines are specific to, such as the CPU."""
         parts = [artifact_hash, spec.backend, sorted(spec.options.items()), spec.device, spec.precision, spec.threads]
+        if spec.target is not None:
+            parts.append(spec.target)
+        if spec.build:  # independent builds lie side by side
+            parts.append(spec.build)
         key = hashlib.sha256(msgspec.json.encode([parts, machine, case_id])).hexdigest()[:20]
         return self._root / key / self._run_id
 

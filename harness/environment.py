@@ -126,6 +126,14 @@ def gpus() -> list[dict[str, str]]:
     ]
 
 
+def gpu_identity(device: str) -> str:
+    """Return what an engine for `cuda:N` depends on beside its compute capability: the card's name and the driver."""
+    found, index = gpus(), int(device.partition(":")[2] or 0)
+    if index >= len(found):
+        return "no GPU"
+    return f"{found[index]['name']}, driver {found[index]['driver_version']}"
+
+
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the installed version of each distribution that is installed."""
     wanted = set(names)

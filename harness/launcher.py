@@ -364,6 +364,7 @@ class Launcher:
         self.timeout_s = timeout_s
         self.python = python or sys.executable
         self._workers: list[Worker] = []
+        self._starting = threading.Lock()
 
     def __enter__(self) -> Launcher:
         return self
@@ -386,6 +387,13 @@ class Launcher:
             threads=threads or self.threads,
             memory_limit_bytes=self.memory_limit_bytes,
         )
-        self._workers = [known for known in self._workers if not known.closed]
-        self._workers.append(worker)
+        with self._starting:  # several devices may be measured at the same time
+            self._workers = [known for known in self._workers if not known.closed]
+            self._workers.append(worker)
         return worker
+
+    def kill_all(self) -> None:
+        """Kill every worker: whoever waits for an answer hears that it died."""
+        with self._starting:
+            for worker in self._workers:
+                worker.kill()

@@ -48,7 +48,7 @@ class Measuring:
             StoreError: Results cannot be written.
         """
         settings, artifact = self._settings, self._artifact
-        ready = {id_: one for id_, one in compiled.items() if one.seat is not None}
+        ready = {id_: one for id_, one in compiled.items() if one.seats}
         if not ready:
             return
         baseline = self._baseline(list(ready))
@@ -136,7 +136,8 @@ class Measuring:
         schedule: Schedule,
     ) -> None:
         alive = self._alive()
-        seats = [seat for id_ in members if id_ in alive and (seat := ready[id_].seat) is not None]
+        # Independent builds take turns: how they differ is then part of what the launches differ by.
+        seats = [ready[id_].seats[index % len(ready[id_].seats)] for id_ in members if id_ in alive]
         if not seats:
             return
         if seats[0].case == members[0] and self._controlled:

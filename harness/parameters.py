@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import click
 
 from harness.errors import UsageError
-
-DEFAULT_OUT = "results"
-
-out_option = click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
-)
 
 
 class Whole(click.IntRange):

@@ -32,6 +32,8 @@ class CaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Compute capability to build for without running."""
     precision: str
     threads: int
+    build: int = 0
+    """Which of the independent builds of a case it is."""
     engine_dir: str
     cache_dir: str
 

@@ -50,7 +50,7 @@ def estimates(workload: Workload) -> tuple[list[str], Contrasts]:
     workers = [workload.baseline, workload.baseline + CONTROL]
     # The control of an earlier baseline is no candidate.
     cases = workers + [case for case in _seen(workload) if case not in workers and not case.endswith(CONTROL)]
-    return cases, stats.contrast(_tables(workload.launches, cases))
+    return cases, stats.contrast(_tables(workload.launches, cases), _builds(workload))
 
 
 def against(workload: Workload, reference: str) -> dict[str, Comparison]:
@@ -63,7 +63,7 @@ def against(workload: Workload, reference: str) -> dict[str, Comparison]:
         return comparisons(*estimates(workload))
     others = [case for case in _seen(workload) if case != reference and not case.endswith(CONTROL)]
     cases = [reference, reference + CONTROL, *others]
-    return comparisons(cases, stats.contrast(_tables(workload.launches, cases)))
+    return comparisons(cases, stats.contrast(_tables(workload.launches, cases), _builds(workload)))
 
 
 def comparisons(cases: Sequence[str], contrasts: Contrasts) -> dict[str, Comparison]:
@@ -76,10 +76,21 @@ def comparisons(cases: Sequence[str], contrasts: Contrasts) -> dict[str, Compari
             verdict=cast("Verdict", str(verdicts[index])),
             noisy=bool(noisy[index]),
             rounds_only=bool(contrasts.rounds_only),
+            build_sd=_number(contrasts.build_sd[index]),
         )
         for index, case in enumerate(cases[1:])
         if math.isfinite(high[index])
     }
+
+
+def _builds(workload: Workload) -> list[int] | None:
+    """Return which build each launch measured, or None where every case was built once."""
+    several = max((len(case.builds) for case in workload.cases), default=0)
+    return [launch.index % several for launch in workload.launches] if several > 1 and workload.launches else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _seen(workload: Workload) -> list[str]:

@@ -14,7 +14,7 @@ import msgspec
 from harness import deploying, registry
 from harness.advice import COST, Advice, Limit, Wish
 from harness.choosing import LIMITS
-from harness.errors import UnsupportedError, UsageError
+from harness.errors import HarnessError, UsageError
 from harness.recommend import advise
 from harness.records import Run
 from harness.store import find_run, load_run
@@ -51,7 +51,7 @@ def with_snippets(advice: Advice, run: Run) -> Advice:
             continue
         try:
             lines = deploying.snippet(case, workload)
-        except UnsupportedError as exc:
+        except HarnessError as exc:  # also a backend whose package is not installed here
             hint = f" ({exc.hint})" if exc.hint else ""
             each.append(msgspec.structs.replace(found, no_snippet=f"{exc.message}{hint}"))
             continue

@@ -132,6 +132,16 @@ class Launch(Record, frozen=True, kw_only=True):
     """False where the run was interrupted in its middle; a resumed run measures it again."""
 
 
+class Build(Record, frozen=True, kw_only=True):
+    """One of several independent builds of a case."""
+
+    engine: str
+    engine_created: str
+    engine_bytes: int | None
+    stages: dict[str, float]
+    peak_compile_bytes: int
+
+
 class Case(Record, frozen=True, kw_only=True):
     """One backend with its options on a workload, and all that happened to it."""
 
@@ -141,6 +151,8 @@ class Case(Record, frozen=True, kw_only=True):
     options: dict[str, Scalar]
     """Only what the user set."""
     device: str
+    target: str | None = None
+    """Compute capability that it was built for without being run, such as `sm_89`."""
     precision: str
     batch: int
     threads: int
@@ -162,6 +174,8 @@ class Case(Record, frozen=True, kw_only=True):
     engine_created: str | None = None
     """When it was built: tells it from another one in the same place."""
     peak_compile_bytes: int | None = None
+    builds: list[Build] = []
+    """All builds, the first of which the fields above describe; empty where there is only one."""
     drift: list[OutputDrift] = []
     outputs_sha256: str | None = None
     """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
@@ -227,6 +241,10 @@ class Workload(Record, frozen=True, kw_only=True):
     batch: int
     """Items in one inference."""
     precision: str = "fp32"
+    device: str = "cpu"
+    """Where it is measured: `cpu` or `cuda:N`."""
+    target: str | None = None
+    """Compute capability that it is compiled for and not run, such as `sm_89`."""
     baseline: str
     """Id of the case that the others are compared with."""
     info: ModelInfo | None = None
@@ -261,7 +279,15 @@ class Settings(Record, frozen=True, kw_only=True):
     seed: int
     threads: int
     precision: str = "fp32"
-    device: str = "cpu"
+    devices: tuple[str, ...] = ("cpu",)
+    device_chosen: bool = False
+    """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""
+    targets: list[str] = []
+    """Compute capabilities to compile for without running; empty: everything is measured."""
+    builds: int = 1
+    """Independent builds of every case, measured in turn."""
+    parallel: bool = False
+    """Measure several devices at the same time."""
     launches: int
     rounds: int
     slice_s: float

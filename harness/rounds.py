@@ -22,11 +22,12 @@ from harness.errors import FallbackError, HarnessError
 from harness.launcher import Launcher, Worker, log_tail
 from harness.measure import SLOW_ITERATION_SECONDS, VERY_SLOW_ITERATION_SECONDS, Boundary, now_ns
 from harness.records import CONTROL, Failure, Launch, Sitting, Window
+from harness.refusals import refuse_elsewhere
 
 Say = Callable[[str], None]
 
-HOST_TO_HOST_EVERY = 5
-"""The second boundary is sampled in every fifth round: it is reported, but no verdict hangs on it."""
+OTHERS_EVERY = 5
+"""The other boundaries are sampled in every fifth round: they are reported, but no verdict hangs on them."""
 BUSY_SHARE = 0.25
 """A window in which other processes took more than this share of the machine is marked."""
 
@@ -75,6 +76,8 @@ class _Seated:
     stage: str = "warm load"
     notes: list[str] = field(default_factory=list)
     loaded_alone: bool = True
+    on_stream: bool = False
+    """Whether the device can be timed apart from the host."""
 
     @property
     def iteration_s(self) -> float:
@@ -219,6 +222,8 @@ def _load(one: _Seated, launcher: Launcher, errors: dict[str, HarnessError]) -> 
         opened = worker.call(protocol.Load(case=spec), protocol.Opened, timeout_s=limit)
         one.load_s = opened.seconds["total"]
         one.notes = opened.notes
+        one.on_stream = opened.on_stream
+        refuse_elsewhere(spec, opened)
         if opened.provider != one.seat.provider:
             raise FallbackError(f"compiled for {one.seat.provider}, but the loaded engine runs on {opened.provider}")
         one.stage = "measure"
@@ -259,7 +264,9 @@ def _play(
             with _leaving_on_error(one, errors):
                 one.worker.resume()
                 _visit(one, schedule, launcher, "compute", round_, position, start)
-                if round_ % HOST_TO_HOST_EVERY == 0:
+                if round_ % OTHERS_EVERY == 0:
+                    if one.on_stream:
+                        _visit(one, schedule, launcher, "device", round_, position, start)
                     _visit(one, schedule, launcher, "host-to-host", round_, position, start)
                 one.worker.check_memory()
                 one.worker.stop()
@@ -292,6 +299,7 @@ def _visit(
             start_ns=asked - start,
             samples_ns=samples.durations_ns,
             boundary=boundary,
+            enqueue_ns=samples.enqueue_ns,
             others_cpu=others,
             mhz=round(frequency.current, 1) if frequency else None,
             marks=marks,
@@ -340,7 +348,7 @@ def describe(error: HarnessError, stage: str, log: Path | None) -> Failure:
         stage=stage,
         message=error.message,
         hint=error.hint,
-        log=f"{log.parent.name}/{log.name}" if log is not None else None,
+        log=f"{log.parent.name}/{log.name}" if log is not None and log.exists() else None,
         log_tail=log_tail(log) if log is not None else "",
         traceback=error.worker_traceback,
     )

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from harness import closing, composing, drift, ratios, stats, suite, sweeps
+from harness.cautions import cautions, off_device
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
 
@@ -93,7 +94,9 @@ def _latency(seen: ratios.Visits) -> Latency | None:
 def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseSummary:
     compute = ratios.visits(workload.launches, case.id, "compute")
     outside = ratios.visits(workload.launches, case.id, "host-to-host")
-    latency = _latency(compute)
+    on_device = ratios.visits(workload.launches, case.id, "device")
+    latency, device, outer = _latency(compute), _latency(on_device), _latency(outside)
+    enqueue_ns = _middle([ns for _, window in on_device.windows for ns in window.enqueue_ns])
     per_s = 1e9 / latency.p50.value if latency and latency.p50.value > 0 else None
     gflop = workload.info.gflop if workload.info else None
     sittings = [sitting for launch in workload.launches for sitting in launch.sittings if sitting.case == case.id]
@@ -102,16 +105,24 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         case=case,
         is_baseline=is_baseline,
         compute=latency,
-        host_to_host=_latency(outside),
+        on_device=device,
+        enqueue_p50_ns=enqueue_ns,
+        off_device=off_device(case),
+        cautions=tuple(cautions(case, compute=latency, device=device, outside=outer, enqueue_ns=enqueue_ns)),
+        host_to_host=outer,
         comparison=None if is_baseline else comparison,
         throughput=workload.batch * per_s if per_s else None,
         gflop_per_s=gflop * per_s if gflop is not None and per_s else None,
         peak_bytes=max((sitting.peak_bytes for sitting in sittings), default=0) or None,
         launches=len({workload.launches[index].index for index, _ in compute.windows}),
         worst_drift=drift.worst(case.drift),
-        marked_windows=compute.marked + outside.marked,
-        windows=compute.total + outside.total,
+        marked_windows=compute.marked + on_device.marked + outside.marked,
+        windows=compute.total + on_device.total + outside.total,
     )
+
+
+def _middle(durations_ns: list[int]) -> float | None:
+    return float(np.median(durations_ns)) if durations_ns else None
 
 
 def _ordered(rows: list[CaseSummary], baseline: CaseSummary | None, asked: list[str]) -> list[CaseSummary]:

@@ -39,6 +39,8 @@ class Comparison(Record, frozen=True, kw_only=True):
     """The interval is wider than the precision that was asked for."""
     rounds_only: bool = False
     """The interval lacks the spread between processes, because there was one launch: too narrow, and no verdict."""
+    build_sd: float | None = None
+    """Relative standard deviation between independent builds, the noise of measuring them included."""
 
 
 class CaseSummary(Record, frozen=True, kw_only=True):
@@ -47,6 +49,14 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     case: Case
     is_baseline: bool
     compute: Latency | None
+    on_device: Latency | None = None
+    """What the device itself took; None where it cannot be timed apart from the host."""
+    enqueue_p50_ns: float | None = None
+    """Median time that `execute()` kept the host while the device was timed."""
+    off_device: int | None = None
+    """Nodes that run elsewhere than on the case's device; None where its framework cannot say."""
+    cautions: tuple[str, ...] = ()
+    """What a reader of the numbers must know, in figures."""
     host_to_host: Latency | None
     comparison: Comparison | None
     """Against the baseline. None for the baseline and for cases without samples."""

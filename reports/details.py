@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.modelspec import BATCH
-from harness.records import CONTROL, REUSED, Case, Failure, ModelInfo, OutputDrift, Settings
+from harness.records import CONTROL, REUSED, Build, Case, Failure, ModelInfo, OutputDrift, Settings, Workload
 from harness.summary import CaseSummary, RunSummary, WorkloadSummary
 from reports.blocks import Line, Problem, Section
 from reports.formatting import (
@@ -39,7 +39,12 @@ def heading(workload: WorkloadSummary, summary: RunSummary) -> str:
     threads = counted(settings.threads, "thread", "threads")
     weights = _weights(workload, settings)
     parts = [of.precision, *shape, threads, *([weights] if weights else [])]
-    return clean(f"{of.model.label} on {settings.device}: {', '.join(parts)}")
+    return clean(f"{of.model.label} {place(of)}: {', '.join(parts)}")
+
+
+def place(workload: Workload) -> str:
+    """Return where a workload was measured, or what it was compiled for."""
+    return f"for {workload.target}" if workload.target else f"on {workload.device}"
 
 
 def banners(workload: WorkloadSummary) -> Iterator[Line]:
@@ -121,6 +126,8 @@ def notes(workload: WorkloadSummary) -> Iterator[Line]:
     for note in of.notes:
         yield Line(text=clean(note))
     for row in workload.rows:
+        for caution in row.cautions:
+            yield Line(label=clean(row.case.id), text=clean(caution))
         for note in row.case.notes:
             yield Line(label=clean(row.case.id), text=clean(note))
         if row.marked_windows:
@@ -235,8 +242,21 @@ def _facts(case: Case, settings: Settings) -> Iterator[Line]:
     facts = [f"{name.replace('_', ' ')} {word(value)}" for name, value in case.facts.items() if name != REUSED]
     if case.threads != settings.threads:
         facts.append(f"threads {case.threads}")
+    if case.placement is not None and set(case.placement) != {"cpu"}:
+        facts.append("nodes " + ", ".join(f"{count} on {where}" for where, count in case.placement.items()))
+    if case.builds:
+        facts.append(_builds(case.builds))
     if facts:
         yield Line(label=clean(case.id), text=clean(", ".join(facts)))
+
+
+def _builds(builds: list[Build]) -> str:
+    took = [build.stages["compile"] for build in builds]
+    text = f"{len(builds)} builds, compiled in {duration(min(took))} to {duration(max(took))}"
+    sizes = {build.engine_bytes for build in builds if build.engine_bytes is not None}
+    if len(sizes) > 1:
+        text += f", engines of {size(min(sizes))} to {size(max(sizes))}"
+    return text
 
 
 def _drift(case: Case, drift: OutputDrift) -> Line:

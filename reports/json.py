@@ -18,7 +18,8 @@ A workload has:
 | key | holds |
 |---|---|
 | `key` | its name, unique in the run |
-| `model`, `dims`, `batch`, `precision` | what was compared on; `dims` are all free dimensions, the batch too |
+| `model`, `dims`, `batch` | what was compared on; `dims` are all free dimensions, the batch too |
+| `precision`, `device`, `target` | how and where, or the compute capability it was compiled for |
 | `info` | the export, with parameters, weights and their digest; null where it failed |
 | `seeded` | whether the weights are random, so that drift is numerical agreement only |
 | `baseline` | id of the case that others are compared against, or null |
@@ -29,10 +30,11 @@ A workload has:
 | `measure_s`, `notes`, `failure`, `closing` | time spent measuring; its notes; what ended all of it; its sentence |
 
 A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set, and:
-`is_baseline`; `compute` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`, `p99_ns`, each
-null or `value`, `low`, `high` in nanoseconds); `comparison` (`ratio` is time over the baseline's time with its
-99 % interval, `verdict`, `noisy`); `throughput_per_s`; `gflop_per_s`; `peak_bytes`; `launches`; `windows`,
-`marked_windows`; `worst_drift` (an index into `drift`).
+`is_baseline`; `compute`, `on_device` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`,
+`p99_ns`, each null or `value`, `low`, `high` in nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
+`off_device`, how many nodes run elsewhere; `cautions`, what a reader must know, in figures; `comparison` (`ratio` is
+time over the baseline's time with its 99 % interval, `verdict`, `noisy`, `build_sd`); `throughput_per_s`;
+`gflop_per_s`; `peak_bytes`; `launches`; `windows`, `marked_windows`; `worst_drift` (an index into `drift`).
 """
 
 from __future__ import annotations
@@ -96,6 +98,8 @@ def _workload(summary: WorkloadSummary) -> dict[str, Any]:
         "dims": workload.dims,
         "batch": workload.batch,
         "precision": workload.precision,
+        "device": workload.device,
+        "target": workload.target,
         "info": workload.info,
         "seeded": summary.seeded,
         "baseline": summary.baseline,
@@ -115,6 +119,10 @@ def _row(row: CaseSummary) -> dict[str, Any]:
     return case | {
         "is_baseline": row.is_baseline,
         "compute": _latency(row.compute),
+        "on_device": _latency(row.on_device),
+        "enqueue_p50_ns": row.enqueue_p50_ns,
+        "off_device": row.off_device,
+        "cautions": row.cautions,
         "host_to_host": _latency(row.host_to_host),
         "comparison": row.comparison,
         "throughput_per_s": row.throughput,

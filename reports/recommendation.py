@@ -33,6 +33,7 @@ SUPERLATIVE: dict[str, str] = {
     "latency-p95": "the lowest p95 latency",
     "latency-p99": "the lowest p99 latency",
     "host-to-host": "the lowest p50 with copies",
+    "device-latency": "the lowest p50 of the device itself",
     "throughput": "the highest throughput",
     "compile": "the shortest compilation",
     "warm-load": "the quickest warm load",
@@ -217,6 +218,8 @@ def _nothing(found: Recommendation, of: WorkloadSummary, wish: Wish) -> str:
         failure = of.workload.failure
         if failure is not None:
             return f"Nothing can be recommended: {clean(failure.message).rstrip('.')}."
+        if of.workload.target:
+            return f"Nothing can be recommended: it was compiled for {of.workload.target} and did not run."
         failed = counted(len(found.candidates), "case", "cases")
         return f"Nothing can be recommended: none of {failed} has a result."
     tried = [one for one in found.candidates if one.fate == "misses"]

@@ -27,7 +27,8 @@ def title(summary: RunSummary) -> str:
     what = f"suite {settings.suite}" if settings.suite else named
     count = counted(len(run.workloads), "workload", "workloads")
     threads = counted(settings.threads, "thread", "threads")
-    return clean(f"{what} on {settings.device}: {count}, {settings.precision}, {threads}")
+    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads)) or ["on cpu"])
+    return clean(f"{what} {places}: {count}, {settings.precision}, {threads}")
 
 
 def banners(summary: RunSummary) -> Iterator[Line]:
@@ -53,6 +54,12 @@ def banners(summary: RunSummary) -> Iterator[Line]:
 def legend(summary: RunSummary) -> Iterator[str]:
     """Yield how to read the columns of a table of cases."""
     measured = [one for one in summary.workloads if any(row.compute for row in one.rows)]
+    if any(one.workload.target for one in summary.workloads):
+        yield (
+            "compile is the whole way from the exported model to a finished engine, cold unless a note says otherwise; "
+            "engine = all that the backend saved, with the weights or without; peak = largest resident memory of the "
+            "compiling process tree. Nothing was run."
+        )
     if not measured:
         return
     baselines = {one.baseline for one in measured}
@@ -136,6 +143,8 @@ def _doubted(workload: WorkloadSummary) -> bool:
 
 
 def _failed(workload: WorkloadSummary) -> bool:
+    if workload.workload.target:
+        return not any(row.case.status == "compiled" for row in workload.rows)
     return not any(row.compute for row in workload.rows)
 
 

@@ -46,6 +46,7 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
         "version": case.version,
         "provider": case.provider,
         "device": case.device,
+        "target": case.target,
         "precision": case.precision,
         "batch": workload.batch,
         "dims": ",".join(f"{name}={size}" for name, size in workload.dims.items() if name != BATCH) or None,
@@ -57,6 +58,10 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
     flat["samples"] = row.compute.samples if row.compute else None
     flat |= _latency("", row.compute)
     flat["cv"] = row.compute.cv if row.compute else None
+    flat["device_samples"] = row.on_device.samples if row.on_device else None
+    flat |= _latency("device_", row.on_device)
+    flat["enqueue_p50_ns"] = row.enqueue_p50_ns
+    flat["nodes_off_device"] = row.off_device
     flat["host_to_host_samples"] = row.host_to_host.samples if row.host_to_host else None
     flat |= _latency("host_to_host_", row.host_to_host)
     flat["throughput_per_s"] = row.throughput
@@ -99,6 +104,7 @@ def _comparison(row: CaseSummary) -> dict[str, Scalar]:
         "ratio_high": found.ratio.high if found else None,
         "verdict": found.verdict if found else None,
         "noisy": found.noisy if found else None,
+        "build_sd": found.build_sd if found else None,
     }
 
 

@@ -556,6 +556,7 @@ class TestCommand:
         assert "Deploy fast (p50 latency " in text
         assert "surely the lowest p50 latency of the 3 that meet the wish" in text
         assert "limit met" in text
+        assert "unknown backend 'fast'" in text  # there is no code here that could load its engine
 
     def test_json_holds_all_of_it(self, saved: Path) -> None:
         code, text = self.run(saved, "some-run --objective cost --price 0.5 --json")

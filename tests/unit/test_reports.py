@@ -43,12 +43,13 @@ from reports.formatting import (
 from reports.markdown import escape, fence
 from reports.page import draw
 from reports.plot import HEIGHT, MARKS, draw_plot
-from reports.table import COST, SPEED, Table
+from reports.table import COST, SPEED, WHERE_APPLICABLE, Table
 from reports.terminal import split
 from reports.values import values
 from tests.example_runs import (
     NASTY,
     case,
+    cuda,
     drift,
     examples,
     full,
@@ -290,7 +291,11 @@ class TestTerminal:
 
     def test_splits_by_theme(self) -> None:
         parts = split(cases_table(full()), 140)
-        assert [[column.key for column in part.columns] for part in parts] == [["case", *SPEED], ["case", *COST]]
+        assert [[column.key for column in part.columns] for part in parts] == [
+            ["case", *(key for key in SPEED if key not in WHERE_APPLICABLE)],
+            ["case", *COST],
+        ]
+        assert {column.key for column in cases_table(cuda()).columns} == {"case", *SPEED, *COST}
 
     @pytest.mark.parametrize("width", [None, 1, 60, 100, 140])
     @pytest.mark.parametrize("name", ["full", *sorted(SEVERAL)])

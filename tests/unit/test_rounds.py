@@ -17,7 +17,7 @@ from harness import protocol, rounds
 from harness.artifact import Artifact, read_tensors
 from harness.launcher import Launcher, Worker
 from harness.records import CONTROL, Sitting
-from harness.rounds import HOST_TO_HOST_EVERY, Conducted, Schedule, Seat, conduct, plan_groups
+from harness.rounds import OTHERS_EVERY, Conducted, Schedule, Seat, conduct, plan_groups
 from tests.support import PLUGINS
 
 ROUNDS = 6
@@ -136,7 +136,7 @@ def test_order_changes_from_round_to_round(conducted: Conducted) -> None:
 def test_second_boundary_is_sampled_in_every_fifth_round(conducted: Conducted) -> None:
     for case in FAST:
         windows = [window for window in sittings(conducted)[case].windows if window.boundary == "host-to-host"]
-        assert [window.round for window in windows] == list(range(0, ROUNDS, HOST_TO_HOST_EVERY))
+        assert [window.round for window in windows] == list(range(0, ROUNDS, OTHERS_EVERY))
 
 
 def test_slices_are_as_long_as_asked_for(conducted: Conducted) -> None:
