@@ -109,6 +109,7 @@ ADVICE = Entry("reports.recommendation:render")
 
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
+    "html": Entry("reports.html:Html", "pip install 'harness[plots]'"),
     "json": Entry("reports.json:Json"),
     "markdown": Entry("reports.markdown:Markdown"),
     "terminal": Entry("reports.terminal:Terminal"),
