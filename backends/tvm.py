@@ -53,7 +53,7 @@ class TVM(Backend):
 
     name = "tvm"
     summary = "Apache TVM: Relax with kernels tuned by MetaSchedule"
-    capabilities = Capabilities(source="onnx", devices=("cpu",), precisions=("fp32",), dynamic_shapes=True)
+    capabilities = Capabilities(source="onnx", devices=("cpu",), dynamic_shapes=True)
     modules = ("tvm", "tvm.relax", "tvm.relax.frontend.onnx", "tvm.s_tir.meta_schedule")
     Options = Options
 
@@ -105,6 +105,8 @@ class TVM(Backend):
 
     @classmethod
     def snippet(cls, engine: SavedEngine) -> str:
+        if engine.device != "cpu":
+            raise UnsupportedError(f"loading an engine by itself was tried on a CPU only, not on {engine.device}")
         return f"""\
 import json
 import os

@@ -1,4 +1,4 @@
-"""The contracts: what a backend, a session, a reference model and a report are.
+"""The contracts: what a backend, a session, a reference model and a report are. Those of models are in `harness.model`.
 
 Everything here is importable without any framework. Implementations import theirs inside methods, so that
 the process the user starts can read names, options and capabilities without paying for torch.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import msgspec
 
 from harness.artifact import Artifact, TensorSpec
-from harness.model_api import (
+from harness.model import (
     Composition,
     GraphModel,
     InputSpec,
@@ -26,6 +26,7 @@ from harness.model_api import (
     PublicWeights,
     ReferenceModel,
 )
+from harness.precisions import Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,12 +49,17 @@ class Capabilities:
     """What it compiles: the rebuilt torch module or the artifact's ONNX file."""
     devices: tuple[str, ...] = ("cpu",)
     """Device kinds that it runs on: `cpu`, `cuda`."""
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device kind -> precisions; a kind that is left out has fp32 only."""
     dynamic_shapes: bool = False
     saves_engines: bool = True
     """Whether `save()` writes something that `load()` starts from without compiling."""
     compile_targets: tuple[str, ...] = ()
     """Compute capabilities that it builds engines for without having the device, such as `sm_89`."""
+
+    def precisions_on(self, kind: str) -> tuple[str, ...]:
+        """Return what a kind of device is offered in."""
+        return self.precisions.get(kind, ("fp32",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,7 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: (
         Annotated[int, msgspec.Meta(ge=1, le=1024, description="CPU threads; overrides --threads for this case")] | None
     ) = None
+    precision: Annotated[Precision, msgspec.Meta(description="see --precision, which this overrides")] | None = None
     dynamic: Annotated[bool, msgspec.Meta(description="one engine for all shapes of the sweep, see --dynamic")] = False
 
 
@@ -131,6 +138,7 @@ class SavedEngine:
     options: BackendOptions
     provider: str
     device: str
+    precision: str
     threads: int
     inputs: tuple[TensorSpec, ...]
     """In the order of the artifact."""
@@ -237,7 +245,7 @@ class Backend(ABC):
         and returns the outputs in the artifact's order. None: there is no such engine.
 
         Raises:
-            UnsupportedError: These options save none; the hint names those that do.
+            UnsupportedError: There is none with these options or on this device; the hint names what has one.
         """
         return None
 

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping
 
 from harness import environment, registry
+from harness.conversion import Calibration
 from harness.export import DEFAULT_OPSET, INPUT_SETS
 from harness.modelspec import BATCH
-from harness.plan import Variant
+from harness.plan import FP32, Variant
 from harness.records import Case, Settings, Workload
 
 DEFAULT_TIMEOUT_S = 900.0
@@ -20,15 +21,16 @@ def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case
     supported = registry.backend(variant.backend).capabilities.devices
     # Where the user named no device, a backend that knows another kind only runs there, and a note says so.
     own = workload.device if settings.device_chosen else _device(supported, workload.device)
+    chosen = variant.parsed()
     return Case(
         id=variant.id,
         backend=variant.backend,
         options=variant.options,
         device=own,
         target=workload.target,
-        precision=workload.precision,
+        precision=chosen.precision or FP32,
         batch=workload.batch,
-        threads=variant.parsed().threads or settings.threads,
+        threads=chosen.threads or settings.threads,
         status="interrupted",
         reproduce=reproduce(settings, workload, variant),
     )
@@ -52,11 +54,15 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
             words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
+    words += ["--calibration", settings.calibration] if settings.calibration else []
+    if settings.calibration_method != Calibration().method:
+        words += ["--calibration-method", settings.calibration_method]
     if workload.target:
         words += ["--target", workload.target]
     elif settings.device_chosen:
         words += ["--device", workload.device]
     for flag, value, default in (
+        ("--calibration-samples", settings.calibration_samples, Calibration().samples),
         ("--builds", settings.builds, 1),
         ("--input-sets", settings.input_sets, INPUT_SETS),
         ("--seed", settings.seed, 0),

@@ -19,8 +19,8 @@ import click
 from harness import __version__, registry
 from harness.choosing import recommend
 from harness.errors import HarnessError, StoreError, UsageError
-from harness.options import out, placement, subject
-from harness.parameters import Amount, Sizes, Whole
+from harness.options import out, placement, precision, subject
+from harness.parameters import Amount, ClockRate, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -108,6 +108,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     show_default="all",
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
+@precision
 @placement
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
 @click.option("--batch", type=Sizes(), show_default="1", help="Items in one inference; 1,4,32: a sweep.")
@@ -152,6 +153,15 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     default=None,
     help="GiB that one worker may take.  [default: 85 % of this machine's]",
 )
+@click.option(
+    "--lock-clocks",
+    type=ClockRate(),
+    is_flag=False,
+    flag_value="base",
+    metavar="[MHZ]",
+    help="Hold the GPU's SM clock while measuring, at its base clock or at so many MHz, and give it back afterwards. "
+    "Needs root. Without this no clock is ever changed.",
+)
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
 @out
@@ -170,6 +180,7 @@ def compare(**given: Any) -> int:
       harness compare --model my_package.nets:detector --inputs photos/ --backends all
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
+      harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
       harness compare --model yolov8x --target sm_89
       harness compare --device cuda --builds 3 --backends eager,tensorrt,torch-compile
       harness compare --backends all --quick --json > table.json

@@ -256,13 +256,19 @@ def _missing(summary: WorkloadSummary, asked: Sequence[str]) -> list[str]:
 
 
 def _doubt(summary: WorkloadSummary) -> list[str]:
-    if not (summary.suspicious and summary.control):
-        return []
-    ratio = summary.control.ratio
-    return [
-        f"Do not trust this run: two identical workers of {summary.baseline} differ, ratio {ratio.value:.3f} "
-        f"(99 % interval {ratio.low:.3f} to {ratio.high:.3f}). Measure again on a quieter machine."
-    ]
+    said = []
+    if disturbed := [row.case.id for row in summary.rows if row.disturbed]:
+        said.append(
+            f"Do not trust this run: the GPU was disturbed in every window of {listed(disturbed)}, by what the notes "
+            "say. Measure again on a GPU that is left alone and can hold its clocks."
+        )
+    if summary.suspicious and summary.control:
+        ratio = summary.control.ratio
+        said.append(
+            f"Do not trust this run: two identical workers of {summary.baseline} differ, ratio {ratio.value:.3f} "
+            f"(99 % interval {ratio.low:.3f} to {ratio.high:.3f}). Measure again on a quieter machine."
+        )
+    return said
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:

@@ -15,7 +15,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, doctor, environment, memory, registry
+from harness import __version__, clocks, doctor, environment, memory, nvml, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -27,8 +27,9 @@ from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, folder_bytes, make_folder, users_path
 from harness.plan import asked_variants
+from harness.precisions import parse_precisions
 from harness.progress import Narrator
-from harness.records import Run, Settings
+from harness.records import Environment, Run, Settings
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -52,7 +53,8 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         comparison = Comparison(run, variants, folder, narrator)
         narrator.done(f"run {folder.path}")
         try:
-            comparison.execute()
+            with clocks.locked(run.settings.lock_clocks, list(run.settings.devices), narrator.done):
+                comparison.execute()
         except KeyboardInterrupt:
             interrupted = True
         except StoreError as exc:
@@ -84,7 +86,14 @@ def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
                 f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
             )
     if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {"models": "model", "dims": "dim", "shapes": "shape", "devices": "device", "card": "for"}
+        singular = {
+            "models": "model",
+            "dims": "dim",
+            "shapes": "shape",
+            "devices": "device",
+            "card": "for",
+            "precisions": "precision",
+        }
         flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
         raise UsageError(f"--resume takes everything from the run; leave out {flags}")
 
@@ -109,7 +118,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
     machine = environment.describe(doctor.advice(doctor.examine()))
-    devices = parse_devices(given["devices"], [gpu["name"] for gpu in machine.gpus])
+    devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
@@ -120,6 +129,10 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         asked=list(given["backends"]),
         cases=[],
         devices=tuple(devices),
+        precisions=parse_precisions(given["precisions"]),
+        calibration=_calibration(given["calibration"]),
+        calibration_samples=given["calibration_samples"],
+        calibration_method=given["calibration_method"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
         builds=given["builds"],
@@ -135,6 +148,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         memory_limit_bytes=int(limit * 2**30) if limit else environment.default_memory_limit(),
         quick=given["quick"],
         cold=given["cold"],
+        lock_clocks=given["lock_clocks"],
         **subject,
         **_amounts(given),
     )
@@ -158,6 +172,14 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
+
+
+def _calibration(path: str | None) -> str | None:
+    if path is None:
+        return None
+    if not users_path(path).exists():
+        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
+    return str(users_path(path))
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +238,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
     now = environment.describe(run.environment.advice)
-    if (now.cpu, now.libraries) != (run.environment.cpu, run.environment.libraries):
+    if _machine(now) != _machine(run.environment):
         raise UsageError(
             f"run {run.id} was made with other hardware or library versions; its parts would not be comparable",
             hint="start anew with harness compare",
@@ -228,6 +250,12 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
     if "memory_limit" in explicit:
         changes["memory_limit_bytes"] = int(given["memory_limit"] * 2**30)
     return folder, msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **changes))
+
+
+def _machine(of: Environment) -> tuple[object, ...]:
+    """Return what must stay the same for two parts of a run to be comparable."""
+    cards = [(gpu.get("name"), gpu.get("driver_version")) for gpu in of.gpus]
+    return of.cpu, of.libraries, cards
 
 
 def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:

@@ -13,18 +13,20 @@ from pathlib import Path
 
 import msgspec
 
-from harness import environment, memory, registry
+from harness import devices, environment, memory, registry
 from harness.artifact import Artifact, TensorSpec
 from harness.cases import blank_case
 from harness.compiling import Compiled, Compiler
+from harness.conversion import Calibration, ensure_converted
 from harness.engines import EngineStore
-from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UsageError
+from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.export import Recipe, ensure_artifact, is_exported
 from harness.launcher import Launcher
 from harness.ledger import Ledger, Page
 from harness.measuring import Measuring
 from harness.modelspec import BATCH
 from harness.plan import Variant
+from harness.precisions import CONVERTED
 from harness.progress import Narrator
 from harness.records import REUSED, Case, Failure, ModelInfo, Run, Workload
 from harness.rounds import describe
@@ -44,6 +46,7 @@ class Comparison:
         self._variants = variants
         self._say = narrator
         self._dynamic: dict[str, Artifact | HarnessError] = {}
+        self._converted: dict[tuple[Path, str], Artifact | HarnessError] = {}
         self._failed: dict[Path, Case] = {}
         self._launcher = Launcher(
             logs=folder.logs,
@@ -147,6 +150,7 @@ class Comparison:
         if workload.failure is not None:  # of the first try of a resumed run
             page.change(failure=None, cases=[])
         page.update(dims=manifest.dims, batch=manifest.dims.get(BATCH, 1), info=_model_info(artifact, cached=cached))
+        self._convert_all(page, artifact)
         return artifact
 
     def _recipe(self, workload: Workload) -> Recipe:
@@ -193,6 +197,52 @@ class Comparison:
             )
         return made
 
+    def _in_precision(self, page: Page, graph: Artifact, precision: str) -> Artifact:
+        """Return an artifact's graph in another precision, made once.
+
+        Raises:
+            UnsupportedError: The graph cannot be had in it.
+            ExportError: The conversion failed.
+        """
+        key = (graph.folder, precision)
+        if key not in self._converted:
+            settings = self._settings
+            self._say.doing(f"converting {page.workload.key} to {precision}")
+            calibration = Calibration(
+                source=settings.calibration, samples=settings.calibration_samples, method=settings.calibration_method
+            )
+            try:
+                converted, cached = ensure_converted(
+                    graph,
+                    precision,
+                    calibration,
+                    self._launcher,
+                    weights=self._recipe(page.workload).weights,
+                    on_progress=self._say.detail,
+                )
+                self._converted[key] = converted
+                took = "from the cache" if cached else f"{converted.manifest.export_s:.1f} s"
+                self._say.done(f"converted {page.workload.key} to {precision}: {took}")
+            except (ExportError, OutOfMemory, UnsupportedError) as exc:
+                self._converted[key] = exc
+        made = self._converted[key]
+        if isinstance(made, HarnessError):
+            raise made
+        for note in made.manifest.notes:
+            page.note(note)
+        return made
+
+    def _convert_all(self, page: Page, artifact: Artifact) -> None:
+        """Make the converted graphs that some case will want: what is wrong with calibration inputs shows early."""
+        for variant in self._variants:
+            kind = registry.backend(variant.backend)
+            case = blank_case(self._settings, page.workload, variant)
+            offered = case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
+            wanted = kind.capabilities.source == "onnx" and case.precision in CONVERTED and offered
+            if wanted and not variant.parsed().dynamic:
+                with suppress(ExportError, OutOfMemory, UnsupportedError):  # it becomes the row of the case
+                    self._in_precision(page, artifact, case.precision)
+
     def _too_large(self, workload: Workload) -> str | None:
         needed = memory.to_export(workload.model, workload.dims)
         room = min(self._settings.memory_limit_bytes, environment.memory_bytes())
@@ -231,6 +281,7 @@ class Comparison:
             engines,
             self._say.detail,
             dynamic=lambda: self._dynamic_artifact(page.workload, artifact),
+            converted=lambda graph, precision: self._in_precision(page, graph, precision),
             failed=self._failed,
         )
         done = {case.id: case for case in page.workload.cases}

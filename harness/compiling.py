@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness import devices, environment, protocol, refusals, registry
+from harness import devices, environment, nvml, protocol, refusals, registry
 from harness.api import Backend
 from harness.artifact import Artifact, sha256
 from harness.cases import blank_case
@@ -23,10 +22,13 @@ from harness.errors import (
     OutOfMemory,
     StoreError,
     UnavailableError,
+    UnsupportedError,
 )
+from harness.grouping import NONE, Memory
 from harness.launcher import Launcher, OnProgress, Worker
-from harness.paths import FREE_SPACE, folder_bytes, make_folder
+from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
+from harness.precisions import CONVERTED
 from harness.protocol import CaseSpec
 from harness.records import REUSED, Build, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
@@ -43,7 +45,8 @@ class Compiled:
     case: Case
     seats: tuple[Seat, ...] = ()
     """One for each independent build; launches take them in turn."""
-    resident_bytes: int = 0
+    memory: Memory = NONE
+    """What a worker that holds the engine takes."""
     shared: bool = False
     """Whether an earlier point of the sweep compiled the engine."""
 
@@ -61,17 +64,19 @@ class Compiler:
         on_progress: OnProgress,
         *,
         dynamic: Callable[[], Artifact],
+        converted: Callable[[Artifact, str], Artifact],
         failed: dict[Path, Case],
     ) -> None:
         """Take what all cases of a workload share.
 
-        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free; it is asked for only where
-        a case wants it, and may raise `ExportError`. `failed` remembers, from one point of the sweep to the next, which
-        of the engines for all of it could not be compiled.
+        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free, `converted` an artifact's
+        graph in another precision; they are asked for only where a case wants them, and may raise. `failed` remembers,
+        from one point of the sweep to the next, which of the engines for all of it could not be compiled.
         """
         self._failed = failed
         self._artifact = artifact
         self._dynamic = dynamic
+        self._converted = converted
         self._workload = workload
         self._settings = settings
         self._launcher = launcher
@@ -95,7 +100,7 @@ class Compiler:
     def _compile(self, variant: Variant, build: int) -> Compiled:
         try:
             spec, seat, case = self.describe(variant, build)
-        except (ExportError, OutOfMemory) as exc:  # there is no dynamic export
+        except (ExportError, OutOfMemory, UnsupportedError) as exc:  # there is no such graph
             log = Path(exc.log) if exc.log else None
             return Compiled(case=self.refused(variant, exc.status, describe(exc, "export", log)))
         attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile{build or ''}.log")
@@ -134,20 +139,25 @@ class Compiler:
             if spec.fed_by is not None:
                 self._failed[folder] = case
             return Compiled(case=case)
-        return self.finished(case, seat, engine)
+        done = self.finished(case, seat, engine)
+        notes = [*done.case.notes, *([attempt.replaces] if attempt.replaces else [])]
+        return dataclasses.replace(done, case=msgspec.structs.replace(done.case, notes=notes))
 
     def describe(self, variant: Variant, build: int = 0) -> tuple[CaseSpec, Seat, Case]:
         """Return what a worker, a launch and the record need to know of a variant before it is compiled."""
         kind = registry.backend(variant.backend)
         options = variant.parsed()
         case = self._case(variant)
-        graph = self._dynamic() if options.dynamic and kind.capabilities.dynamic_shapes else self._artifact
+        dynamic = options.dynamic and kind.capabilities.dynamic_shapes
+        graph = self._dynamic() if dynamic else self._artifact
+        if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
+            graph = self._converted(graph, case.precision)
         threads = case.threads
         spec = CaseSpec(
             backend=variant.backend,
             options=variant.options,
             artifact=str(graph.folder),
-            fed_by=None if graph is self._artifact else str(self._artifact.folder),
+            fed_by=str(self._artifact.folder) if dynamic else None,
             device=case.device,
             target=case.target,
             precision=case.precision,
@@ -156,7 +166,7 @@ class Compiler:
             engine_dir="",
             cache_dir=str(backend_cache(variant.backend, build)),
         )
-        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind, case.device)) / FILES
+        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind)) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
         seat = Seat(
             case=variant.id,
@@ -166,10 +176,14 @@ class Compiler:
         )
         return spec, seat, case
 
-    def _built_by(self, kind: type[Backend], device: str) -> str:
-        """Return what an engine depends on beside its case: processor, interpreter, driver, the backend's own code."""
-        card = [] if devices.kind(device) == devices.CPU else [environment.gpu_identity(device)]
-        return "\n".join([self._machine, *card, *map(sha256, source_files(kind))])
+    @staticmethod
+    def _offers(kind: type[Backend], case: Case) -> bool:
+        # What a backend lacks is refused before it is started: no graph is converted for it.
+        return case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
+
+    def _built_by(self, kind: type[Backend]) -> str:
+        """Return what an engine is found again by beside its case: processor, interpreter, the backend's own code."""
+        return "\n".join([self._machine, *map(sha256, source_files(kind))])
 
     def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
         """Return the case of a variant that there is nothing to compile for."""
@@ -185,28 +199,30 @@ class Compiler:
         for number, when in enumerate(created):
             try:
                 _, seat, fresh = self.describe(variant, number)
-            except (ExportError, OutOfMemory):
+            except (ExportError, OutOfMemory, UnsupportedError):
                 return None
             engine = self._engines.read(Path(seat.spec.engine_dir).parent)
-            if engine is None or engine.created != when:
+            if engine is None or engine.created != when or engine.hardware != _hardware(seat.spec):
                 return None
             again.append(self.finished(fresh, seat, engine))
         return dataclasses.replace(_together(again), case=case)
 
-    def _earlier(self, folder: Path, versions: dict[str, str]) -> Engine | None:
+    def _earlier(self, folder: Path, hardware: str, attempt: _Attempt) -> Engine | None:
         for path, engine in self._engines.earlier(folder):
-            if engine.versions != versions:
+            if changed := _changed(engine, attempt.versions, hardware):
+                attempt.replaces = attempt.replaces or f"compiled anew, as the engine of {engine.created} was {changed}"
                 continue
             try:
                 # Without the manifest, which marks it as complete and is written when all of it is there.
                 ignored = shutil.ignore_patterns(MANIFEST)
                 shutil.copytree(
-                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=_link_or_copy
+                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=link_or_copy
                 )
             except OSError:  # another run deleted it meanwhile, or the disk is full: compiling will tell
                 shutil.rmtree(folder, ignore_errors=True)
                 make_folder(folder / FILES, "the engine folder")
                 continue
+            attempt.replaces = ""
             facts = {**engine.opened.facts, REUSED: engine.created}
             return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
         return None
@@ -232,7 +248,8 @@ class Compiler:
                 hint=imported.probed.hint or registry.install_hint(spec.backend),
             )
         refusals.refuse_unseen(spec, imported.probed)
-        if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, attempt.versions)):
+        hardware = _hardware(spec)
+        if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, hardware, attempt)):
             return engine
         attempt.stage = "compile"
         opened = worker.call(
@@ -241,12 +258,15 @@ class Compiler:
         refusals.refuse_elsewhere(spec, opened)
         parts = dict(opened.seconds)
         attempt.stages |= {"compile": parts.pop("total"), **parts}
-        resident = 0
+        resident = on_card = 0
+        card = nvml.card(spec.device) if spec.target is None else None
+        free = card.free_bytes if card else None
         if opened.runnable:
             for stage in ("first_run", "second_run"):
                 attempt.stage = stage.replace("_", " ")
                 attempt.stages[stage] = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
             resident = worker.resident_bytes()
+            on_card = card.taken_bytes(worker.pid, free) if card else 0
         attempt.stage = "save"
         attempt.stages["save"] = worker.call(protocol.Save(), protocol.Took, timeout_s=limit).seconds
         worker.note_peak()
@@ -254,11 +274,13 @@ class Compiler:
         return Engine(
             versions=attempt.versions,
             version=next(iter(attempt.versions.values()), None),
+            hardware=hardware,
             stages=attempt.stages,
             opened=opened,
             engine_bytes=folder_bytes(Path(spec.engine_dir)) if saves else None,
             peak_compile_bytes=worker.peak_bytes,
             resident_bytes=resident,
+            device_bytes=on_card,
             created=now_utc(),
         )
 
@@ -282,7 +304,8 @@ class Compiler:
             peak_compile_bytes=engine.peak_compile_bytes,
         )
         seats = (seat,) if engine.opened.runnable else ()
-        return Compiled(case=case, seats=seats, resident_bytes=engine.resident_bytes)
+        memory = Memory(host_bytes=engine.resident_bytes, device_bytes=engine.device_bytes)
+        return Compiled(case=case, seats=seats, memory=memory)
 
 
 @dataclass(kw_only=True)
@@ -294,6 +317,8 @@ class _Attempt:
     stages: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
+    replaces: str = ""
+    """Why an engine of an earlier run was not used again, where there was one."""
 
 
 def _together(builds: list[Compiled]) -> Compiled:
@@ -322,7 +347,10 @@ def _together(builds: list[Compiled]) -> Compiled:
     return Compiled(
         case=case,
         seats=tuple(seat for build in builds for seat in build.seats),
-        resident_bytes=max(build.resident_bytes for build in builds),
+        memory=Memory(
+            host_bytes=max(build.memory.host_bytes for build in builds),
+            device_bytes=max(build.memory.device_bytes for build in builds),
+        ),
         shared=all(build.shared for build in builds),
     )
 
@@ -332,14 +360,21 @@ def _identity(graph: Artifact) -> str:
     return f"{graph.hash} {sorted(graph.manifest.dynamic.items())}"
 
 
+def _hardware(spec: CaseSpec) -> str:
+    if spec.target is not None or devices.kind(spec.device) == devices.CPU:
+        return ""
+    return environment.gpu_identity(spec.device)
+
+
+def _changed(engine: Engine, versions: dict[str, str], hardware: str) -> str:
+    """Return what an engine was built with or on that is another now; empty where all is as it was."""
+    names = [name for name in {**engine.versions, **versions} if engine.versions.get(name) != versions.get(name)]
+    if names:
+        then = ", ".join(f"{name} {engine.versions.get(name, '-')}" for name in names)
+        return f"built with {then}, and this is {', '.join(versions.get(name, '-') for name in names)}"
+    return f"built on {engine.hardware or '-'}, and this is {hardware or '-'}" if engine.hardware != hardware else ""
+
+
 def _slug(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
     return name if len(name) <= SLUG_CHARACTERS else f"{name[:20]}-{name[-(SLUG_CHARACTERS - 21) :]}"
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    # An engine is as large as its model. Two names for one file are enough: engines are not written to again.
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)

@@ -32,14 +32,14 @@ def composed(
     if sum(one.workload.model.kind == "reference" for one in workloads) < 2:
         return []
     figures = registry.compositions() if compositions is None else compositions
-    parts: dict[tuple[str, bool, str, str], WorkloadSummary] = {}
+    parts: dict[tuple[str, bool, str], WorkloadSummary] = {}
     wanted = {model for figure in figures for model in figure.calls}
     for one in workloads:
         workload = one.workload
         if workload.model.kind == "reference" and workload.model.name in wanted and (ordinary or is_default)(workload):
-            kind = (workload.model.name, one.seeded, workload.precision, workload.device)
+            kind = (workload.model.name, one.seeded, workload.device)
             parts.setdefault(kind, one)
-    kinds = dict.fromkeys((seeded, precision, device) for _, seeded, precision, device in parts)
+    kinds = dict.fromkeys((seeded, device) for _, seeded, device in parts)
     return [
         _figure(figure, {model: parts[(model, *kind)] for model in figure.calls})
         for figure in figures

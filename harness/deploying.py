@@ -74,6 +74,7 @@ def snippet(case: Case, workload: Workload) -> str:
             options=options,
             provider=case.provider or "",
             device=case.device,
+            precision=case.precision,
             threads=case.threads,
             inputs=tuple(input_specs(workload)),
         )

@@ -27,10 +27,14 @@ class Engine(Record, frozen=True, kw_only=True):
 
     versions: dict[str, str]
     version: str | None
+    hardware: str = ""
+    """The GPU that it was built on and the driver; empty for the CPU, and for a target that need not be here."""
     stages: dict[str, float]
     opened: Opened
     engine_bytes: int | None
     peak_compile_bytes: int
+    device_bytes: int = 0
+    """Device memory of that worker after the second run; 0 where it takes none, or nobody can say."""
     resident_bytes: int
     """Memory of the worker that compiled it, after the second run: what measuring it will take at most."""
     created: str

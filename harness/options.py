@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from harness.parameters import Whole
+
 out = click.option(
     "--out", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder that holds runs."
 )
@@ -48,6 +50,44 @@ def subject(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--inputs",
                 metavar="PATH",
                 help="Your own inputs instead of drawn ones: an .npz file, or a folder of such or of images.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def precision(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how exactly is computed, and how scales are found."""
+    for add in reversed(
+        (
+            click.option(
+                "--precision",
+                "precisions",
+                default="fp32",
+                show_default=True,
+                metavar="fp32,fp16,...",
+                help="fp32, tf32, fp16, bf16, int8, fp8; several: every backend in each that it has.",
+            ),
+            click.option(
+                "--calibration",
+                metavar="PATH",
+                help="Inputs to calibrate int8 and fp8 on: an .npz file, or a folder of such or of images.  "
+                "[default: drawn from the seed]",
+            ),
+            click.option(
+                "--calibration-samples",
+                type=Whole(1, 4096),
+                default=64,
+                show_default=True,
+                help="Samples to calibrate on.",
+            ),
+            click.option(
+                "--calibration-method",
+                type=click.Choice(["minmax", "entropy", "percentile"]),
+                default="minmax",
+                show_default=True,
+                help="How a range becomes a scale, for int8.",
             ),
         )
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -25,12 +26,26 @@ class Visits:
 
     windows: list[tuple[int, Window]]
     marked: int
-    """Disturbed windows among all."""
+    """Windows among all that something on the host disturbed. They are counted only."""
     total: int
+    dropped: dict[str, int]
+    """What disturbed the GPU -> windows that are not among `windows` for it."""
+    dropped_windows: int
+    disturbed: dict[str, int]
+    """The same where every window was disturbed, and so all of them are kept."""
 
 
 def visits(launches: list[Launch], case: str, boundary: Boundary) -> Visits:
-    """Return the windows of one case and boundary that hold samples."""
+    """Return the windows of one case and boundary that hold samples, without those in which the GPU was disturbed.
+
+    Windows are dropped one by one, not by whole rounds. The fit is `case + round`, so a round that lacks a case still
+    tells how the others compare, and the effect of a round is estimated from those that are left: a missing cell moves
+    nobody. Dropping whole rounds would let the hottest case, which is slowed most often, take the others' windows
+    away; and it would not undo the choice, for that case would be left with the rounds in which it was not slowed all
+    the same. What such a choice means is said in a note, see `reports.details`.
+
+    Where every window of a case was disturbed, that is how the case runs on this card: all are kept, and it is said.
+    """
     every = [
         (index, window)
         for index, launch in enumerate(launches)
@@ -39,7 +54,16 @@ def visits(launches: list[Launch], case: str, boundary: Boundary) -> Visits:
         for window in sitting.windows
         if window.boundary == boundary and window.samples_ns
     ]
-    return Visits(windows=every, marked=sum(bool(window.marks) for _, window in every), total=len(every))
+    kept = [(index, window) for index, window in every if not (window.gpu and window.gpu.marks)]
+    reasons = dict(Counter(mark for _, window in every if window.gpu for mark in window.gpu.marks))
+    return Visits(
+        windows=kept or every,
+        marked=sum(bool(window.marks) for _, window in every),
+        total=len(every),
+        dropped=reasons if kept else {},
+        dropped_windows=len(every) - len(kept) if kept else 0,
+        disturbed=reasons if not kept else {},
+    )
 
 
 def estimates(workload: Workload) -> tuple[list[str], Contrasts]:

@@ -29,10 +29,10 @@ def refuse_unsupported(spec: CaseSpec, chosen: bool) -> None:
         )
     if spec.options.get("dynamic") and not capabilities.dynamic_shapes:
         raise UnsupportedError(f"{spec.backend} builds engines for one shape only", hint="leave out dynamic=true")
-    if spec.precision not in capabilities.precisions:
-        raise UnsupportedError(
-            f"{spec.backend} has no precision {spec.precision}; it has {', '.join(capabilities.precisions)}"
-        )
+    kind = devices.kind(spec.device)
+    if spec.precision not in capabilities.precisions_on(kind):
+        able = ", ".join(capabilities.precisions_on(kind))
+        raise UnsupportedError(f"{spec.backend} has no {spec.precision} on {kind}; it has {able}")
 
 
 def refuse_unseen(spec: CaseSpec, probed: Probed) -> None:

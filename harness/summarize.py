@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 
-from harness import closing, composing, drift, ratios, stats, suite, sweeps
+from harness import closing, composing, drift, gpu_figures, ratios, stats, suite, sweeps
 from harness.cautions import cautions, off_device
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
@@ -19,8 +19,10 @@ SEEDED = "seeded"
 def summarize(run: Run) -> RunSummary:
     """Derive latencies, comparisons, verdicts and closing sentences from a run's raw samples.
 
-    Works on a run in any state: what has no samples has no numbers. Windows that something disturbed are counted, not
-    left out: which ones are marked differs from case to case, so leaving them out would favour one over another.
+    Works on a run in any state: what has no samples has no numbers. Windows that something on the host disturbed are
+    counted, not left out: which ones are marked differs from case to case, so leaving them out would favour one over
+    another. Those in which the GPU was slowed or shared are left out, because the card itself was another one then; see
+    `ratios.visits`.
     """
     workloads = [of_workload(workload, run.settings) for workload in run.workloads]
     summary = RunSummary(
@@ -49,6 +51,7 @@ def of_workload(workload: Workload, settings: Settings) -> WorkloadSummary:
         control=comparisons.get(cases[1]),
         suspicious=bool(stats.suspicious(contrasts)),
         noise_floor=stats.noise_floor(contrasts),
+        gpus=gpu_figures.gpus(workload),
         closing="",
     )
     return msgspec.structs.replace(summary, closing=closing.of_workload(summary, settings.asked))
@@ -95,6 +98,7 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
     compute = ratios.visits(workload.launches, case.id, "compute")
     outside = ratios.visits(workload.launches, case.id, "host-to-host")
     on_device = ratios.visits(workload.launches, case.id, "device")
+    every = (compute, on_device, outside)
     latency, device, outer = _latency(compute), _latency(on_device), _latency(outside)
     enqueue_ns = _middle([ns for _, window in on_device.windows for ns in window.enqueue_ns])
     per_s = 1e9 / latency.p50.value if latency and latency.p50.value > 0 else None
@@ -116,8 +120,13 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         peak_bytes=max((sitting.peak_bytes for sitting in sittings), default=0) or None,
         launches=len({workload.launches[index].index for index, _ in compute.windows}),
         worst_drift=drift.worst(case.drift),
-        marked_windows=compute.marked + on_device.marked + outside.marked,
-        windows=compute.total + on_device.total + outside.total,
+        marked_windows=sum(one.marked for one in every),
+        windows=sum(one.total for one in every),
+        dropped_windows=sum(one.dropped_windows for one in every),
+        dropped=gpu_figures.added([one.dropped for one in every]),
+        disturbed=gpu_figures.added([one.disturbed for one in every]),
+        energy=gpu_figures.energy(sittings),
+        device_memory=gpu_figures.device_memory(sittings),
     )
 
 

@@ -84,8 +84,8 @@ def _model(workload: Workload) -> tuple[object, ...]:
     return spec.kind, spec.name, tuple(sorted(spec.options.items(), key=lambda item: item[0])), *_place(workload)
 
 
-def _place(workload: Workload) -> tuple[str, str, str | None]:
-    return workload.precision, workload.device, workload.target
+def _place(workload: Workload) -> tuple[str, str | None]:
+    return workload.device, workload.target
 
 
 def _dims(workload: Workload) -> dict[str, int]:

@@ -78,6 +78,11 @@ class Worker:
 
         return check(Path(request.folder), request.input_sets)
 
+    def _convert(self, request: protocol.Convert) -> protocol.Converted:
+        from harness.converter import convert
+
+        return convert(request, self._progress)
+
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)
         clock = StageClock()

@@ -47,7 +47,6 @@ def plan_workloads(specs: list[ModelSpec], variants: list[Variant], settings: Se
                     asked=dims,
                     dims=dims,
                     batch=dims.get(BATCH, 1),
-                    precision=settings.precision,
                     device=device,
                     target=target,
                     baseline=find_baseline(variants, settings.baseline, graph_only=spec.kind == "onnx"),

@@ -35,7 +35,7 @@ OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
 OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
 """What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
-WHERE_APPLICABLE = ("device_p50_ns", "build_sd")
+WHERE_APPLICABLE = ("device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
     "p50_ns",
@@ -58,6 +58,8 @@ COST = (
     "first_run_s",
     "engine_bytes",
     "peak_bytes",
+    "device_peak_bytes",
+    "energy_mj",
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
@@ -134,6 +136,8 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
+        _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
+        _number("energy_mj", "energy", "mJ", flats),
         _drawn("status", "status", "", "left", rows, _status),
     ]
     if workload.workload.target:

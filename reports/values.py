@@ -66,6 +66,8 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
     flat |= _latency("host_to_host_", row.host_to_host)
     flat["throughput_per_s"] = row.throughput
     flat["gflop_per_s"] = row.gflop_per_s
+    flat["energy_mj"] = row.energy.mj if row.energy else None
+    flat["energy_by"] = row.energy.by if row.energy else None
     flat["baseline"] = of.baseline
     flat |= _comparison(row)
     flat |= _drift(row)
@@ -73,9 +75,11 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
         "engine_bytes": case.engine_bytes,
         "peak_bytes": row.peak_bytes,
         "peak_compile_bytes": case.peak_compile_bytes,
+        **_device_memory(row),
         "launches": row.launches,
         "windows": row.windows,
         "marked_windows": row.marked_windows,
+        "dropped_windows": row.dropped_windows,
     }
     flat |= _failure(row)
     return {key: clean(value) if isinstance(value, str) else value for key, value in flat.items()}
@@ -126,6 +130,17 @@ def _drift(row: CaseSummary) -> dict[str, Scalar]:
         "drift_inf_count": drift.inf_count if drift else None,
         "drift_top1_agreement": drift.top1_agreement if drift else None,
         "drift_top5_agreement": drift.top5_agreement if drift else None,
+    }
+
+
+def _device_memory(row: CaseSummary) -> dict[str, Scalar]:
+    memory = row.device_memory
+    return {
+        "device_before_load_bytes": memory.before_load_bytes if memory else None,
+        "device_loaded_bytes": memory.loaded_bytes if memory else None,
+        "device_ran_bytes": memory.ran_bytes if memory else None,
+        "device_peak_bytes": memory.peak_bytes if memory else None,
+        "device_memory_by": memory.by if memory else None,
     }
 
 

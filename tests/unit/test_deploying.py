@@ -18,7 +18,7 @@ from harness.errors import StoreError, UnsupportedError, UsageError
 from harness.recommend import advise, recommend
 from harness.recommending import with_snippets
 from harness.summarize import summarize
-from tests.example_runs import NASTY, model_info
+from tests.example_runs import NASTY, case, model_info
 from tests.unit.test_summarize import measured, run_of, summed
 
 
@@ -113,3 +113,13 @@ def test_a_backend_whose_engine_does_not_load_by_itself(tmp_path: Path) -> None:
 def test_folder_names() -> None:
     assert deploying.folder_name("bert-base sequence=512") == "bert-base-sequence=512"
     assert "/" not in deploying.folder_name("../../etc/passwd")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch-compile:aot=true", "tvm"])
+def test_a_snippet_is_written_only_for_what_was_tried(name: str) -> None:
+    workload = msgspec.structs.replace(measured({"eager": 1.0}), info=model_info(inputs=["x float32[4, 3]"]))
+    options = {"aot": True} if "aot" in name else {}
+    made = case(name, options=options, provider="CPUExecutionProvider")
+    assert "def run(inputs):" in deploying.snippet(made, workload)
+    with pytest.raises(UnsupportedError):
+        deploying.snippet(msgspec.structs.replace(made, device="cuda:0", provider="CUDAExecutionProvider"), workload)

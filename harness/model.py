@@ -1,6 +1,6 @@
-"""The contracts of models: what an export needs of one. Public as part of `harness.api`.
+"""The contracts of models: what an export needs of one, reference or the user's own. Part of `harness.api`.
 
-Importable without any framework, like that module.
+Everything here is importable without any framework: implementations import theirs inside methods.
 """
 
 from __future__ import annotations
