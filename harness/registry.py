@@ -111,6 +111,8 @@ REPORTS = {
     "csv": Entry("reports.csv:Csv"),
     "html": Entry("reports.html:Html", "pip install 'harness[plots]'"),
     "json": Entry("reports.json:Json"),
+    "junit": Entry("reports.junit:Junit"),
+    "latex": Entry("reports.latex:Latex"),
     "markdown": Entry("reports.markdown:Markdown"),
     "terminal": Entry("reports.terminal:Terminal"),
 }

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from reports.table import Emphasis, Table
 
+FOLDED = ("stages", "facts", "reference", "environment", "machine advice")
+"""Titles of sections that a format which can fold keeps closed until somebody wants them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:

@@ -19,7 +19,7 @@ from harness.api import Report
 from harness.recommend import recommend
 from harness.summary import RunSummary, WorkloadSummary
 from reports import charts, details, pictures, recommendation
-from reports.blocks import Block, Heading, Plot
+from reports.blocks import FOLDED, Block, Heading, Plot
 from reports.page import Page, draw
 from reports.table import Table
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_CHARTS = 40
 """A page holds so many; the workloads that come first have theirs."""
-FOLDED = ("stages", "facts", "reference", "environment", "machine advice")
-"""Sections that are closed until somebody wants them."""
 
 
 class Html(Report):
