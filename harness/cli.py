@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, registry
+from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
@@ -304,6 +305,9 @@ def doctor(as_json: bool) -> int:
 
     run_doctor(as_json=as_json)
     return OK
+
+
+cli.add_command(ceilings)
 
 
 @cli.command()

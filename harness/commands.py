@@ -14,7 +14,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, clocks, doctor, environment, formats, memory, nvml
+from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -166,6 +166,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
         environment=machine,
+        ceilings=ceilings.of_machine(machine, settings.devices, ceilings.stored()),
         workloads=workloads,
     )
     try:

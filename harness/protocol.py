@@ -87,6 +87,14 @@ class Convert(Request, frozen=True, kw_only=True):
     folder: str
 
 
+class Rates(Request, frozen=True, kw_only=True):
+    """Measure how fast a device multiplies matrices and moves memory."""
+
+    device: str
+    precisions: list[str]
+    threads: int
+
+
 class Import(Request, frozen=True, kw_only=True):
     """Import the backend's modules, timed, then probe it."""
 
@@ -132,7 +140,9 @@ class Sample(Request, frozen=True, kw_only=True):
     min_seconds: float
 
 
-AnyRequest = Probe | Export | Check | Convert | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
+AnyRequest = (
+    Probe | Export | Check | Convert | Rates | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
+)
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +169,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str | None = None
     weights_bytes: int
     gflop: float | None = None
+    least_bytes: int | None = None
     parameters: int
     opset: int
     task: str
@@ -177,6 +188,21 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Check`; `max_abs` is None where nothing here can run ONNX files."""
 
     max_abs: float | None
+
+
+class Rated(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Rates`."""
+
+    matrix: dict[str, float]
+    """Precision -> operations a second."""
+    memory: list[tuple[int, float]]
+    """Working set in bytes -> bytes a second."""
+    refused: dict[str, str]
+    """Precision -> why the device does not multiply in it."""
+    device_name: str | None = None
+    """The GPU's; None on a CPU."""
+    version: str
+    """torch's."""
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):

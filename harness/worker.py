@@ -83,6 +83,11 @@ class Worker:
 
         return convert(request, self._progress)
 
+    def _rates(self, request: protocol.Rates) -> protocol.Rated:
+        from harness.rates import measure
+
+        return measure(request)
+
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)
         clock = StageClock()
