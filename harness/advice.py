@@ -14,7 +14,7 @@ import msgspec
 from harness.records import Status
 from harness.summary import CaseSummary, Comparison, Estimate
 
-Kind = Literal["duration", "size", "rate", "number", "share", "money"]
+Kind = Literal["duration", "size", "rate", "number", "share", "money", "energy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +229,14 @@ METRICS: Mapping[str, Metric] = {
     "compile": Metric(title="compile time", kind="duration", of=_stage("compile")),
     "warm-load": Metric(title="warm load", kind="duration", of=_stage("warm_load")),
     "memory": Metric(title="peak memory", kind="size", of=lambda row: exactly(row.peak_bytes)),
+    "device-memory": Metric(
+        title="device memory",
+        kind="size",
+        of=lambda row: exactly(row.device_memory.peak_bytes) if row.device_memory else None,
+    ),
+    "energy": Metric(
+        title="energy of an inference", kind="energy", of=lambda row: exactly(row.energy.mj) if row.energy else None
+    ),
     "engine": Metric(title="engine size", kind="size", of=lambda row: exactly(row.case.engine_bytes)),
     "drift": Metric(title="relative L2 distance", kind="number", of=lambda row: exactly(distance(row))),
     "agreement": Metric(title="top-1 agreement", kind="share", of=_agreement, higher_is_better=True),

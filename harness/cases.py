@@ -54,6 +54,7 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
             words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
+    words += ["--cpus", settings.cpus] if settings.cpus else []
     words += ["--calibration", settings.calibration] if settings.calibration else []
     if settings.calibration_method != Calibration().method:
         words += ["--calibration-method", settings.calibration_method]
@@ -66,7 +67,8 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
         ("--builds", settings.builds, 1),
         ("--input-sets", settings.input_sets, INPUT_SETS),
         ("--seed", settings.seed, 0),
-        ("--threads", settings.threads, environment.default_threads()),
+        # While pinned workers run, this process is elsewhere, and what it may use says nothing of them.
+        ("--threads", settings.threads, None if settings.cpus else environment.default_threads()),
         ("--opset", settings.opset, DEFAULT_OPSET),
         ("--timeout", settings.timeout_s, DEFAULT_TIMEOUT_S),
         ("--memory-limit", settings.memory_limit_bytes / 2**30, environment.default_memory_limit() / 2**30),

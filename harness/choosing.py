@@ -21,6 +21,8 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
     ("--max-compile", "compile", Duration(), "Longest compilation: 10m."),
     ("--max-warm-load", "warm-load", Duration(), "Longest load of a saved engine in a fresh process."),
     ("--max-memory", "memory", Bytes(), "Most resident memory of a running engine's process: 8GB."),
+    ("--max-device-memory", "device-memory", Bytes(), "Most memory of the GPU that it may take."),
+    ("--max-energy", "energy", Amount(), "Most millijoules of the GPU that one inference may take."),
     ("--max-engine", "engine", Bytes(), "Largest saved engine."),
     ("--min-agreement", "agreement", Share(), "Least top-1 agreement of a classifier with its reference: 99%."),
     ("--max-cost", "cost", Amount(), "Most that a million items may cost; needs --price."),
@@ -28,7 +30,7 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
 """Option, metric, type and help."""
 OBJECTIVES = (
     *("latency", "latency-p95", "latency-p99", "host-to-host", "device-latency", "throughput"),
-    *("compile", "warm-load", "memory", "engine", "drift", "cost"),
+    *("compile", "warm-load", "memory", "device-memory", "energy", "engine", "drift", "cost"),
 )
 
 

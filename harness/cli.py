@@ -93,6 +93,7 @@ _seed = click.option(
 _threads = click.option(
     "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
 )
+_cpus = click.option("--cpus", metavar="LIST", help="CPUs of the workers: 0-3,8, physical, physical:4, node0, ...")
 _opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
 _input_sets = click.option(
     "--input-sets",
@@ -124,6 +125,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 @click.option("--dynamic", is_flag=True, help="Beside each engine one that takes all shapes of the sweep.")
 @_seed
 @_threads
+@_cpus
 @_opset
 @_input_sets
 @click.option(

@@ -14,7 +14,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml
+from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -119,7 +119,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
-    machine = environment.describe(doctor.advice(doctor.examine()))
+    pinned = pinning.choose(given["cpus"])
+    machine = environment.describe(doctor.advice(doctor.examine(spin=not given["quick"], cpus=pinned.cpus)))
     devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
@@ -143,7 +144,9 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         dynamic=given["dynamic"],
         input_sets=given["input_sets"],
         seed=given["seed"],
-        threads=given["threads"] or environment.default_threads(),
+        threads=given["threads"] or environment.default_threads(pinned.cores),
+        cpus=given["cpus"],
+        cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
         budget_s=given["budget"],
         timeout_s=given["timeout"],
@@ -155,6 +158,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         **_amounts(given),
     )
     variants = asked_variants(settings)
+    pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
@@ -168,6 +172,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         environment=machine,
         ceilings=ceilings.of_machine(machine, settings.devices, ceilings.stored()),
         workloads=workloads,
+        notes=[pinned.note] if pinned.note else [],
     )
     try:
         folder.save(run)
@@ -240,6 +245,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             f"run {run.id} is finished; nothing to resume",
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
+    pinning.choose(",".join(map(str, run.settings.cpu_set)) or None)  # they may have gone
     now = environment.describe(run.environment.advice)
     if _machine(now) != _machine(run.environment):
         raise UsageError(
@@ -367,7 +373,7 @@ def run_doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(finding) for finding in findings], indent=2))
         return
-    marks = {"good": "ok", "warn": "!!"}
+    marks = {"good": "ok", "note": "--", "warn": "!!"}
     click.echo(
         tabulate(
             [(marks[f.level], f.what, f.figure, f.advice) for f in findings],

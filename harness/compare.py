@@ -25,6 +25,7 @@ from harness.launcher import Launcher
 from harness.ledger import Ledger, Page
 from harness.measuring import Measuring
 from harness.modelspec import BATCH
+from harness.pinning import aside
 from harness.plan import Variant
 from harness.precisions import CONVERTED
 from harness.progress import Narrator
@@ -53,6 +54,7 @@ class Comparison:
             threads=run.settings.threads,
             memory_limit_bytes=run.settings.memory_limit_bytes,
             timeout_s=run.settings.timeout_s,
+            cpus=frozenset(run.settings.cpu_set),
         )
 
     @property
@@ -71,7 +73,7 @@ class Comparison:
             UsageError: What was asked for does not fit a model.
         """
         # The lock first: a run that another process measures is not to be touched.
-        with self._launcher, EngineStore(self.run.id) as engines:
+        with self._launcher, EngineStore(self.run.id) as engines, aside(self._launcher.cpus):
             try:
                 self._ledger.update(state="running")
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]

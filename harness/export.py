@@ -193,7 +193,7 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
             on_progress(protocol.Progress(text="checking the ONNX file against eager"))
             with launcher.start("export-check") as worker:
                 log = str(worker.log)
-                check = protocol.Check(folder=str(part), input_sets=exported.input_sets)
+                check = protocol.Check(folder=str(part), input_sets=exported.input_sets, threads=launcher.threads)
                 max_abs = worker.call(check, protocol.Checked, timeout_s=launcher.timeout_s).max_abs
     except (UsageError, StoreError, OutOfMemory) as exc:
         exc.log = exc.log or (log if isinstance(exc, OutOfMemory) else None)

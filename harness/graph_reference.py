@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 """Largest relative L2 distance between an exported graph and the module that it came from."""
 
 
-def check(folder: Path, input_sets: int) -> protocol.Checked:
+def check(folder: Path, input_sets: int, threads: int) -> protocol.Checked:
     """Run the exported graph and compare with the reference outputs beside it.
 
     Runs in a process of its own: exporter, session and module together would hold the weights three times.
@@ -42,7 +42,7 @@ def check(folder: Path, input_sets: int) -> protocol.Checked:
         import onnxruntime  # noqa: F401 - asked for here, used below
     except ImportError:
         return protocol.Checked(max_abs=None)
-    session = _session(folder / "model.onnx", threads=0, what="the exported graph does not load")
+    session = _session(folder / "model.onnx", threads=threads, what="the exported graph does not load")
     worst_abs = worst_l2 = 0.0
     for index in range(input_sets):
         results = _run(session, read_tensors(folder / f"inputs-{index}.safetensors"))
@@ -164,7 +164,7 @@ def _session(path: Path, *, threads: int, what: str) -> Any:  # onnxruntime's In
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads  # without a number it also ties each thread to a CPU of its own choice
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # ONNX Runtime raises many kinds; all mean that it cannot run this graph

@@ -70,6 +70,7 @@ class Check(Request, frozen=True, kw_only=True):
 
     folder: str
     input_sets: int
+    threads: int
 
 
 class Convert(Request, frozen=True, kw_only=True):

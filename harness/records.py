@@ -150,9 +150,12 @@ class Window(Record, frozen=True, kw_only=True):
     enqueue_ns: list[int] = []
     """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
     others_cpu: float | None = None
-    """Share of the machine's CPU time that went to processes outside this run while sampling, 0 to 1."""
+    """Share of the CPU time that went to processes outside this run while sampling, 0 to 1: of the whole machine's, or
+    of that of `Settings.cpu_set`."""
     mhz: float | None = None
     """CPU clock right after the slice, mean over cores."""
+    package_energy_j: float | None = None
+    """What all processor packages took while sampling, the rest of the machine's work included."""
     marks: list[str] = []
     """What disturbed this window: `busy machine`."""
     gpu: GpuWindow | None = None
@@ -263,6 +266,15 @@ class Environment(Record, frozen=True, kw_only=True):
     container: str | None
     advice: list[str]
     """What `harness doctor` would say makes numbers noisy here."""
+    numa_nodes: int | None = None
+    """Memory nodes with CPUs. This and what follows: None where the machine does not show it."""
+    smt: bool | None = None
+    """Whether two logical CPUs share a core."""
+    turbo: bool | None = None
+    min_mhz: float | None = None
+    """Limits of the CPU clock as they are set now, over all CPUs."""
+    max_mhz: float | None = None
+    microcode: str | None = None
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
@@ -368,6 +380,10 @@ class Settings(Record, frozen=True, kw_only=True):
     opset: int = 18
     cold: bool = False
     """Compile anew even where an engine of an earlier run fits."""
+    cpus: str | None = None
+    """The value of `--cpus` as it was given."""
+    cpu_set: list[int] = []
+    """The CPUs that it stood for: all workers run on them, and on no others. Empty: wherever they may."""
 
 
 class Ceiling(Record, frozen=True, kw_only=True):

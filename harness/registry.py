@@ -7,7 +7,9 @@ Other people's packages add theirs through the entry points `harness.backends`, 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -211,8 +213,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
 
 
 def _table(group: str, own: dict[str, Entry]) -> dict[str, Entry]:
-    found = {point.name: Entry(point.value) for point in entry_points(group=f"harness.{group}")}
-    return found | own
+    return _registered(f"harness.{group}", tuple(sys.path)) | own
+
+
+@functools.cache
+def _registered(group: str, path: tuple[str, ...]) -> dict[str, Entry]:
+    # Reads a file of every distribution on the path: once is enough, unless the path changes.
+    return {point.name: Entry(point.value) for point in entry_points(group=group)}
 
 
 def _load(kind: str, name: str, table: dict[str, Entry]) -> object:

@@ -127,7 +127,15 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         disturbed=gpu_figures.added([one.disturbed for one in every]),
         energy=gpu_figures.energy(sittings),
         device_memory=gpu_figures.device_memory(sittings),
+        package_energy_per_inference_j=_package_energy(compute) if case.device == "cpu" else None,
     )
+
+
+def _package_energy(seen: ratios.Visits) -> float | None:
+    measured = [window for _, window in seen.windows if window.package_energy_j is not None]
+    iterations = sum(len(window.samples_ns) for window in measured)
+    joules = sum(window.package_energy_j or 0.0 for window in measured)
+    return joules / iterations if iterations else None
 
 
 def _middle(durations_ns: list[int]) -> float | None:

@@ -116,6 +116,8 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     energy: Energy | None = None
     device_memory: DeviceMemory | None = None
     """The most of any launch, phase by phase."""
+    package_energy_per_inference_j: float | None = None
+    """What all processor packages took over the windows of compute, an iteration; None off the CPU, or unmeasured."""
 
 
 class WorkloadSummary(Record, frozen=True, kw_only=True):

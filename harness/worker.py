@@ -76,7 +76,7 @@ class Worker:
     def _check(self, request: protocol.Check) -> protocol.Checked:
         from harness.graph_reference import check
 
-        return check(Path(request.folder), request.input_sets)
+        return check(Path(request.folder), request.input_sets, request.threads)
 
     def _convert(self, request: protocol.Convert) -> protocol.Converted:
         from harness.converter import convert

@@ -142,7 +142,8 @@ def sections(workload: WorkloadSummary, settings: Settings, level: int) -> Itera
     yield Section(title=_distance(workload), lines=drifts, level=level)
     memory = tuple(_device_memory(row.case, row.device_memory) for row in workload.rows if row.device_memory)
     yield Section(title="device memory", lines=memory, level=level)
-    yield Section(title="facts", lines=tuple(line for case in cases for line in _facts(case, settings)), level=level)
+    facts = tuple(line for row in workload.rows for line in _facts(row, settings))
+    yield Section(title="facts", lines=facts, level=level)
 
 
 def notes(workload: WorkloadSummary) -> Iterator[Line]:
@@ -272,7 +273,8 @@ def _stages(case: Case) -> Line:
     return Line(label=clean(case.id), text=clean(text))
 
 
-def _facts(case: Case, settings: Settings) -> Iterator[Line]:
+def _facts(row: CaseSummary, settings: Settings) -> Iterator[Line]:
+    case = row.case
     facts = [f"{name.replace('_', ' ')} {word(value)}" for name, value in case.facts.items() if name != REUSED]
     if case.threads != settings.threads:
         facts.append(f"threads {case.threads}")
@@ -280,6 +282,9 @@ def _facts(case: Case, settings: Settings) -> Iterator[Line]:
         facts.append("nodes " + ", ".join(f"{count} on {where}" for where, count in case.placement.items()))
     if case.builds:
         facts.append(_builds(case.builds))
+    if row.package_energy_per_inference_j is not None:
+        energy = significant(row.package_energy_per_inference_j * 1e3)
+        facts.append(f"energy of the whole processor {energy} mJ an inference")
     if facts:
         yield Line(label=clean(case.id), text=clean(", ".join(facts)))
 

@@ -40,7 +40,8 @@ time over the baseline's time with its 99 % interval, `verdict`, `noisy`, `build
 null without ceilings; `energy` of one inference (`mj`, and `by` which of a GPU's sensors) or null; `peak_bytes`;
 `device_memory` (bytes by phase) or null; `launches`; `windows`, of which `marked_windows` were disturbed on the host
 and counted, `dropped_windows` on the GPU and left out; `dropped`, what disturbed those -> windows; `disturbed`, the
-same where all had to be kept; `worst_drift` (an index into `drift`).
+same where all had to be kept; `worst_drift` (an index into `drift`); `package_energy_per_inference_j` (of all
+processor packages, on a CPU).
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ def _row(row: CaseSummary) -> dict[str, Any]:
         "dropped": row.dropped,
         "disturbed": row.disturbed,
         "worst_drift": row.worst_drift,
+        "package_energy_per_inference_j": row.package_energy_per_inference_j,
     }
 
 

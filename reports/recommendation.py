@@ -38,6 +38,8 @@ SUPERLATIVE: dict[str, str] = {
     "compile": "the shortest compilation",
     "warm-load": "the quickest warm load",
     "memory": "the least memory",
+    "device-memory": "the least memory of the device",
+    "energy": "the least energy of an inference",
     "engine": "the smallest engine",
     "drift": "the least distance from the reference",
     "cost": "the lowest cost of a million items",
@@ -137,6 +139,8 @@ def shown(value: float, kind: Kind) -> str:
             return f"{significant(value)} items/s"
         case "share":
             return percent(value)
+        case "energy":
+            return f"{significant(value)} mJ"
         case "money":
             return significant(value)
         case "number":

@@ -82,6 +82,7 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
         "windows": row.windows,
         "marked_windows": row.marked_windows,
         "dropped_windows": row.dropped_windows,
+        "package_energy_j": row.package_energy_per_inference_j,
     }
     flat |= _failure(row)
     return {key: clean(value) if isinstance(value, str) else value for key, value in flat.items()}

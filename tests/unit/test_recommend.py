@@ -598,3 +598,25 @@ class TestCommand:
         code, text = self.run(tmp_path, "nasty")
         assert code == 3
         assert NASTY not in text
+
+
+class TestOnAGpu:
+    def test_energy_and_device_memory_count_where_they_were_measured(self) -> None:
+        from tests.example_gpu import gpu
+
+        summary = gpu().workloads[0]
+        by_energy = {row.case.id: row.energy.mj for row in summary.rows if row.energy and row.case.status == "ok"}
+        assert by_energy
+        found = recommend(summary, Wish(objective="energy"), direct=lambda *_: {})
+        assert found.case is not None
+        assert by_energy[found.case] <= min(by_energy.values()) * (1 + EFFECT)
+        none = recommend(summary, limited(("device-memory", 1.0)), direct=lambda *_: {})
+        assert none.case is None
+        assert any(miss.metric == "device-memory" and miss.over for one in none.candidates for miss in one.misses)
+
+    def test_a_cpu_has_no_energy(self) -> None:
+        summary = single([row(case("eager"), p50=10.0)]).workloads[0]
+        text = headline(
+            recommend(summary, Wish(objective="energy"), direct=lambda *_: {}), summary, Wish(objective="energy")
+        )
+        assert text == "Nothing can be recommended: this run has no energy of an inference of any case."

@@ -47,6 +47,7 @@ from reports.table import COST, SPEED, WHERE_APPLICABLE, Table
 from reports.terminal import split
 from reports.values import values
 from tests.example_gpu import gpu
+from tests.example_limits import limits
 from tests.example_runs import (
     NASTY,
     case,
@@ -71,7 +72,7 @@ GOLDEN_FORMATS = ("csv", "json", "junit", "latex", "markdown", "terminal")
 """Not `html`, whose pictures differ from one version of matplotlib to the next: it has tests of its own."""
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEVERAL = suites()
-RUNS = examples() | SEVERAL | {"gpu": gpu()}
+RUNS = examples() | SEVERAL | {"gpu": gpu(), "limits": limits()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full.terminal-100": {"width": 100},
     "full.terminal-140": {"width": 140},
@@ -299,7 +300,7 @@ class TestTerminal:
             ["case", *(key for key in SPEED if key not in WHERE_APPLICABLE)],
             ["case", *(key for key in COST if key not in WHERE_APPLICABLE)],
         ]
-        seen = {column.key for run in (cuda(), gpu()) for column in cases_table(run).columns}
+        seen = {column.key for run in (cuda(), gpu(), limits()) for column in cases_table(run).columns}
         assert seen == {"case", *SPEED, *COST}
 
     @pytest.mark.parametrize("width", [None, 1, 60, 100, 140])
@@ -347,6 +348,35 @@ class TestPage:
     def test_every_case_without_a_number_is_a_problem(self) -> None:
         subjects = [problem.subject for problem in draw(full()).problems]
         assert subjects == ["tvm:trials=64", "tensorrt", "tvm:trials=20000"]
+
+    def test_energy_is_a_fact_where_it_was_measured(self) -> None:
+        measured = row(case("onnxruntime", facts={"level": "all"}), p50=41.0)
+        measured = msgspec.structs.replace(measured, package_energy_per_inference_j=0.41264)
+        text = render("terminal", single([measured, row(case("eager"), p50=95.0)]))
+        assert "onnxruntime  level all, energy of the whole processor 413 mJ an inference" in text
+        assert text.count("energy of the whole processor") == 1
+        assert json.loads(render("json", single([measured])))["workloads"][0]["rows"][0][
+            "package_energy_per_inference_j"
+        ] == pytest.approx(0.41264)
+
+    def test_cpus_are_a_setting_where_they_were_chosen(self) -> None:
+        for cpus, said in (
+            ("physical:2", "threads 2, cpus 0,2 (physical:2), batch 1"),
+            ("0,2", "threads 2, cpus 0,2, "),
+        ):
+            chosen = msgspec.structs.replace(full().run.settings, cpus=cpus, cpu_set=[0, 2])
+            summary = msgspec.structs.replace(full(), run=msgspec.structs.replace(full().run, settings=chosen))
+            assert said in render("terminal", summary)
+
+    def test_the_processors_state_as_far_as_it_is_known(self) -> None:
+        known = msgspec.structs.replace(
+            full().run.environment, governor="performance", numa_nodes=2, smt=True, turbo=False, min_mhz=800.0,
+            max_mhz=3400.4, microcode="0xa0011d5",
+        )  # fmt: skip
+        summary = msgspec.structs.replace(full(), run=msgspec.structs.replace(full().run, environment=known))
+        assert (
+            "4 logical, governor performance, 2 NUMA nodes, SMT on, turbo off, 800 to 3400 MHz, microcode 0xa0011d5\n"
+        ) in render("terminal", summary)
 
     def test_a_launch_that_failed_is_a_problem_of_an_ok_case(self) -> None:
         lost = draw(interrupted()).problems[-1]
