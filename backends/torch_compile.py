@@ -20,7 +20,7 @@ from backends.torch_module import (
     probe_torch,
     settle,
 )
-from backends.torch_package import build_package, open_package
+from backends.torch_package import PACKAGE, build_package, open_package
 from backends.torch_placement import placement
 from backends.torch_session import Inputs, SavedFacts, TorchSession, saved_facts
 from backends.torch_shapes import cut, mark, not_free, ones, sizes_of_one
@@ -31,6 +31,7 @@ from harness.api import (
     Capabilities,
     CompileRequest,
     DynamicShapes,
+    SavedEngine,
     Scalar,
     Session,
     TensorSpec,
@@ -93,6 +94,37 @@ class TorchCompile(Backend):
             "TRITON_CACHE_DIR": str(engine_dir / "triton"),
             "AOTI_RUNTIME_CHECK_INPUTS": "1",  # without it a package built for batch 1 silently truncates a batch of 2
         }
+
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str:
+        options = engine.options
+        assert isinstance(options, TorchCompileOptions)
+        if not options.aot:
+            raise UnsupportedError(
+                "what torch.compile saves is a cache, for a program that compiles the same module again",
+                hint="measure torch-compile:aot=true, which builds a package that loads by itself",
+            )
+        if (engine.device, engine.precision) != ("cpu", "fp32"):
+            on = f"{engine.precision} on {engine.device}"
+            raise UnsupportedError(f"loading a package by itself was tried in fp32 on a CPU only, not in {on}")
+        names = ", ".join(f'"{spec.name}"' for spec in engine.inputs)
+        layout = "t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t"
+        lay_out = f"\n    tensors = [{layout} for t in tensors]" if options.channels_last else ""
+        return f"""\
+import torch
+import torch._inductor
+
+torch.set_num_threads({engine.threads})
+package = torch._inductor.aoti_load_package(str(ENGINE / "{PACKAGE}"))
+
+
+def run(inputs):
+    tensors = [torch.tensor(inputs[name]) for name in ({names},)]{lay_out}
+    with torch.inference_mode():
+        outputs = package(*tensors)
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+"""
 
     def compile(self, request: CompileRequest) -> Session:
         options = _options(request)

@@ -17,8 +17,11 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, options, registry
+from harness.ceilings_command import ceilings
+from harness.choosing import recommend
 from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
+from harness.formats import STDOUT, Formats, Wanted
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 
@@ -67,9 +70,16 @@ def cli(context: click.Context, config: Path | None) -> None:
 
 def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        names = click.Choice(registry.report_names())
+        names = ", ".join(registry.report_names())
         command = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")(command)
-        return click.option("--format", "format_", type=names, default="terminal", help="Format on stdout.")(command)
+        return click.option(
+            "--format",
+            "format_",
+            type=Formats(),
+            default=STDOUT,
+            metavar="NAME[=FILE],...",
+            help=f"Reports, each to a file or, one at most, to stdout: terminal,html=report.html. Names: {names}.",
+        )(command)
 
     return decorate
 
@@ -175,18 +185,22 @@ def compare(**given: Any) -> int:
 @options.out
 @_formats()
 @options.verbose
-def show(run: str, out: Path, format_: str, as_json: bool, verbose: bool) -> int:
+def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: bool) -> int:
     """Print the table of a finished or interrupted RUN: its folder, the start of its name, or "last".
 
     \b
     Examples:
       harness show
       harness show results/2026-03-02T10-11-12-resnet50 --format markdown
+      harness show last --format terminal,html=report.html,junit=junit.xml
     """
     from harness.commands import run_show
 
-    run_show(run, out, "json" if as_json else format_, verbose=verbose)
+    run_show(run, out, [Wanted("json", None)] if as_json else format_, verbose=verbose)
     return OK
+
+
+cli.add_command(recommend)
 
 
 @cli.command()
@@ -263,6 +277,9 @@ def doctor(as_json: bool) -> int:
 
     run_doctor(as_json=as_json)
     return OK
+
+
+cli.add_command(ceilings)
 
 
 @cli.command()

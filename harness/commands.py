@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -14,7 +13,7 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, clocks, doctor, environment, memory, nvml, pinning, registry
+from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
@@ -23,6 +22,7 @@ from harness.engines import in_use
 from harness.errors import StoreError, UsageError
 from harness.evaluation import refuse_models
 from harness.export import Recipe, ensure_artifact
+from harness.formats import Wanted
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, make_folder, users_path
@@ -46,6 +46,8 @@ RESUMABLE = {"resume", "out", "budget", "launches", "timeout", "memory_limit", "
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
     _refuse_conflicts(given, explicit)
+    wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
+    formats.check(wanted)
     folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
@@ -65,7 +67,7 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
             raise
     run = comparison.run
     if broken is None or any(workload.cases for workload in run.workloads):
-        _print(run, "json" if given["as_json"] else given["format_"])
+        formats.emit(summarize(run), wanted)
     if given["verbose"]:
         _print_tracebacks(run)
     if broken is not None:
@@ -170,6 +172,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
         environment=machine,
+        ceilings=ceilings.of_machine(machine, settings.devices, ceilings.stored()),
         workloads=workloads,
         notes=[pinned.note] if pinned.note else [],
     )
@@ -280,19 +283,13 @@ def _machine(of: Environment) -> tuple[object, ...]:
     return of.cpu, of.libraries, cards
 
 
-def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:
+def run_show(name: str, out: Path, wanted: list[Wanted], *, verbose: bool) -> None:
     """Carry out `harness show`."""
+    formats.check(wanted)
     run = load_run(find_run(name, out))
-    _print(run, format_)
+    formats.emit(summarize(run), wanted)
     if verbose:
         _print_tracebacks(run)
-
-
-def _print(run: Run, format_: str) -> None:
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    color = terminal and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size().columns if terminal else None
-    click.echo(registry.report(format_).render(summarize(run), color=color, width=width), nl=False, color=color)
 
 
 def _print_tracebacks(run: Run) -> None:

@@ -362,6 +362,7 @@ def _model_info(artifact: Artifact, *, cached: bool) -> ModelInfo:
         weights_sha256=manifest.weights_sha256,
         parameters=manifest.parameters,
         gflop=manifest.gflop,
+        least_bytes=manifest.least_bytes,
         task=manifest.task,
         artifact=artifact.hash,
         reference=manifest.reference,

@@ -15,8 +15,6 @@ import click
 import msgspec
 
 from harness import environment
-from harness.advice import Advising
-from harness.advice import text as advice_text
 from harness.artifact import Artifact
 from harness.cli import GATE_FAILED, NO_RESULT, OK
 from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
@@ -33,6 +31,8 @@ from harness.precisions import CONVERTED, PRECISIONS, parse_precisions
 from harness.probing import Asked, Bench, GraphLab
 from harness.progress import Narrator
 from harness.store import RunFolder
+from harness.trials import Advising
+from harness.trials import text as advice_text
 from harness.workloads import asked_models
 
 CODES: dict[Outcome, int] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import inputs, protocol, shapes, weights
+from harness import graph_cost, inputs, protocol, shapes, weights
 from harness.api import GraphModel
 from harness.artifact import read_tensors
 from harness.errors import ExportError
@@ -91,6 +91,7 @@ def export_graph(
     outputs, deterministic = _references(folder, request, sets, progress)
     graph = onnx.load(folder / "model.onnx", load_external_data=False)
     sizes = [_elements(tensor) for tensor in graph.graph.initializer]
+    costs = graph_cost.cost(folder / "model.onnx")
     return protocol.Exported(
         inputs=specs(sets[0]),
         outputs=specs(outputs),
@@ -101,6 +102,8 @@ def export_graph(
         reference=f"ONNX Runtime {runtime.__version__} without graph optimisation",
         weights=OWN,
         weights_bytes=sum(count * itemsize for count, itemsize, _ in sizes),
+        gflop=costs.gflop,
+        least_bytes=costs.least_bytes,
         parameters=sum(count for count, _, floating in sizes if floating),
         opset=next((int(entry.version) for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 1),
         task=model.task,

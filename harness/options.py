@@ -50,6 +50,10 @@ out = click.option(
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
 
+out = click.option(
+    "--out", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder that holds runs."
+)
+
 
 def subject(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say what is exported."""

@@ -140,6 +140,14 @@ class Evaluate(Request, frozen=True, kw_only=True):
     path: str
 
 
+class Rates(Request, frozen=True, kw_only=True):
+    """Measure how fast a device multiplies matrices and moves memory."""
+
+    device: str
+    precisions: list[str]
+    threads: int
+
+
 class Import(Request, frozen=True, kw_only=True):
     """Import the backend's modules, timed, then probe it."""
 
@@ -195,6 +203,7 @@ AnyRequest = (
     | Evaluate
     | ListNarrow
     | Cut
+    | Rates
     | Import
     | Compile
     | Load
@@ -230,6 +239,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str | None = None
     weights_bytes: int
     gflop: float | None = None
+    least_bytes: int | None = None
     parameters: int
     opset: int
     task: str
@@ -248,6 +258,21 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Check`; `max_abs` is None where nothing here can run ONNX files."""
 
     max_abs: float | None
+
+
+class Rated(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Rates`."""
+
+    matrix: dict[str, float]
+    """Precision -> operations a second."""
+    memory: list[tuple[int, float]]
+    """Working set in bytes -> bytes a second."""
+    refused: dict[str, str]
+    """Precision -> why the device does not multiply in it."""
+    device_name: str | None = None
+    """The GPU's; None on a CPU."""
+    version: str
+    """torch's."""
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):

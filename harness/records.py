@@ -281,6 +281,8 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     parameters: int
     gflop: float | None = None
     """Of one forward pass at this shape; None where it is not known."""
+    least_bytes: int | None = None
+    """What it must move from and to memory, in float32."""
     task: str
     artifact: str
     """Content hash."""
@@ -382,6 +384,22 @@ class Settings(Record, frozen=True, kw_only=True):
     """The CPUs that it stood for: all workers run on them, and on no others. Empty: wherever they may."""
 
 
+class Ceiling(Record, frozen=True, kw_only=True):
+    """What one device can do at most."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    name: str
+    threads: int | None = None
+    """CPU threads; None on a GPU."""
+    matrix: dict[str, float]
+    """Precision -> operations a second in matrix products, a multiply-add counted as two."""
+    memory: list[tuple[int, float]]
+    """(working set in bytes, bytes a second), by ascending set."""
+    source: str
+    """How it is known."""
+
+
 class Run(Record, frozen=True, kw_only=True):
     """One comparison. Immutable once `state` is `finished`."""
 
@@ -394,6 +412,8 @@ class Run(Record, frozen=True, kw_only=True):
     command: str
     settings: Settings
     environment: Environment
+    ceilings: list[Ceiling] = []
+    """Of its devices, as far as they were known when it started."""
     workloads: list[Workload] = []
     wall_s: float = 0.0
     notes: list[str] = []

@@ -107,9 +107,15 @@ WHOLE = "reference"
 
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
+ADVICE = Entry("reports.recommendation:render")
+"""How a recommendation is shown."""
+
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
+    "html": Entry("reports.html:Html", "pip install 'harness[plots]'"),
     "json": Entry("reports.json:Json"),
+    "junit": Entry("reports.junit:Junit"),
+    "latex": Entry("reports.latex:Latex"),
     "markdown": Entry("reports.markdown:Markdown"),
     "terminal": Entry("reports.terminal:Terminal"),
 }
@@ -191,6 +197,11 @@ def report(name: str) -> Report:
         UsageError: No report has this name; the message suggests one.
     """
     return cast("type[Report]", _load("report format", name, _table("reports", REPORTS)))()
+
+
+def advice_report() -> Callable[..., str]:
+    """Return what turns an `Advice` and the summary that it is drawn from into text."""
+    return cast("Callable[..., str]", _load("table", "advice", {"advice": ADVICE}))
 
 
 def install_hint(name: str) -> str:

@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 
-from harness import closing, composing, drift, gpu_figures, ratios, stats, suite, sweeps
+from harness import closing, composing, drift, gpu_figures, ratios, roofline, stats, suite, sweeps
 from harness.cautions import cautions, off_device
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
@@ -24,7 +24,7 @@ def summarize(run: Run) -> RunSummary:
     another. Those in which the GPU was slowed or shared are left out, because the card itself was another one then; see
     `ratios.visits`.
     """
-    workloads = [of_workload(workload, run.settings) for workload in run.workloads]
+    workloads = [roofline.with_limits(of_workload(workload, run.settings), run.ceilings) for workload in run.workloads]
     summary = RunSummary(
         run=run,
         workloads=workloads,

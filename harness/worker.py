@@ -119,6 +119,11 @@ class Worker:
         write_tensors(Path(request.path), {"answers": answers})
         return protocol.Written()
 
+    def _rates(self, request: protocol.Rates) -> protocol.Rated:
+        from harness.rates import measure
+
+        return measure(request)
+
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)
         clock = StageClock()

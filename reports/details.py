@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from harness.modelspec import BATCH
@@ -12,6 +12,7 @@ from harness.records import (
     Accuracy,
     Build,
     Case,
+    Ceiling,
     DeviceMemory,
     Failure,
     ModelInfo,
@@ -98,11 +99,23 @@ def measured(workload: WorkloadSummary, summary: RunSummary) -> Iterator[Line]:
             judged = "one launch cannot judge it"
         yield Line(label="A/A control", text=f"{found}: {judged}", emphasis="bad" if workload.suspicious else "")
     yield Line(label="sampling", text=_sampling(workload, summary.run.settings))
+    yield from _limits(workload, summary.run.ceilings)
     for gpu in workload.gpus:
         yield Line(label=clean(gpu.device), text=_gpu(gpu))
         if gpu.dropped_windows:
             text = f"{gpu.dropped_windows} of {gpu.windows} windows on {gpu.device}: {_counts(gpu.dropped)}"
             yield Line(label="dropped", text=clean(text), emphasis="bad")
+
+
+def _limits(workload: WorkloadSummary, ceilings: Sequence[Ceiling]) -> Iterator[Line]:
+    """Yield what the devices can do at most, where a case is held against it."""
+    held = {row.case.device for row in workload.rows if row.limit_share is not None}
+    for one in ceilings:
+        if one.device in held:
+            rates = [f"{precision} {significant(rate / 1e9)} GFLOP/s" for precision, rate in one.matrix.items()]
+            far = f"{significant(one.memory[-1][1] / 1e9)} GB/s from memory"
+            where = f"{one.device}, {counted(one.threads, 'thread', 'threads')}" if one.threads else one.device
+            yield Line(label="limits", text=clean(f"{where}: {', '.join(rates)}, {far}; {one.source}"))
 
 
 def reference(workload: WorkloadSummary, settings: Settings) -> Iterator[Line]:

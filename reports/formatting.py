@@ -40,6 +40,8 @@ MICROSECONDS = Unit("µs", 1e-6)
 
 def clean(text: str) -> str:
     """Return text from outside as one line: no escape sequences, control or invisible format characters."""
+    if text.isascii() and text.isprintable():  # nearly all text is, and reports hold tens of thousands of pieces
+        return " ".join(text.split())
     visible = (" " if char.isspace() else char for char in _ESCAPE_SEQUENCE.sub("", text))
     return " ".join("".join(char for char in visible if unicodedata.category(char) not in _UNPRINTABLE).split())
 

@@ -5,6 +5,7 @@
 | `schema` | version of this layout, a number that grows when a key changes its meaning or goes |
 | `run` | `id`, `created` (UTC), `state`, `harness` (version), `command`, `wall_s`, `measure_s` |
 | `settings`, `environment` | as in `run.json` |
+| `ceilings` | what the run's devices can do at most, with how that is known; empty where it is not |
 | `raw_samples` | the file in the run's folder that holds every sample: `run.json` |
 | `workloads` | one object a model and shape, described below |
 | `suite` | cases over all workloads; null where fewer than two can be taken together |
@@ -37,7 +38,8 @@ labelled data set (`paired` is its difference to the baseline on the same sample
 `p99_ns`, each null or `value`, `low`, `high` in nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
 `off_device`, how many nodes run elsewhere; `cautions`, what a reader must know, in figures; `comparison` (`ratio` is
 time over the baseline's time with its 99 % interval, `verdict`, `noisy`, `build_sd`); `throughput_per_s`;
-`gflop_per_s`; `energy` of one inference (`mj`, and `by` which of a GPU's sensors) or null; `peak_bytes`;
+`gflop_per_s`; `bound_by` (`compute` or `memory`) and `limit_share` (the least time that the device needs over p50),
+null without ceilings; `energy` of one inference (`mj`, and `by` which of a GPU's sensors) or null; `peak_bytes`;
 `device_memory` (bytes by phase) or null; `launches`; `windows`, of which `marked_windows` were disturbed on the host
 and counted, `dropped_windows` on the GPU and left out; `dropped`, what disturbed those -> windows; `disturbed`, the
 same where all had to be kept; `worst_drift` (an index into `drift`); `package_energy_per_inference_j` (of all
@@ -86,6 +88,7 @@ def document(summary: RunSummary) -> dict[str, Any]:
         },
         "settings": run.settings,
         "environment": run.environment,
+        "ceilings": run.ceilings,
         "raw_samples": RAW_SAMPLES,
         "workloads": [_workload(one) for one in summary.workloads],
         "suite": summary.suite,
@@ -134,6 +137,8 @@ def _row(row: CaseSummary) -> dict[str, Any]:
         "comparison": row.comparison,
         "throughput_per_s": row.throughput,
         "gflop_per_s": row.gflop_per_s,
+        "bound_by": row.bound_by,
+        "limit_share": row.limit_share,
         "energy": row.energy,
         "peak_bytes": row.peak_bytes,
         "device_memory": row.device_memory,

@@ -28,7 +28,7 @@ def title(summary: RunSummary) -> str:
     what = f"suite {settings.suite}" if settings.suite else named
     count = counted(len(run.workloads), "workload", "workloads")
     threads = counted(settings.threads, "thread", "threads")
-    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads))) or "on cpu"
+    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads)) or ["on cpu"])
     return clean(f"{what} {places}: {count}, {', '.join(settings.precisions)}, {threads}")
 
 
@@ -88,6 +88,15 @@ def legend(summary: RunSummary) -> Iterator[str]:
         )
     if sources := {row.energy.by for row in rows if row.energy}:
         yield f"energy = of one inference, the whole card's, its idle power included; {_energy_from(sources)}."
+    yield from _of_limit(measured)
+
+
+def _of_limit(measured: list[WorkloadSummary]) -> Iterator[str]:
+    if any(row.limit_share is not None for one in measured for row in one.rows):
+        yield (
+            "of limit = the least time that the device needs, over p50: for the operations (bound by compute) or "
+            "for moving its weights, inputs and outputs once (bound by memory). Above 100 % something is wrong."
+        )
 
 
 def closing(summary: RunSummary) -> str:

@@ -39,7 +39,9 @@ OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_by
 """What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
 OF_TASK = ("agreement", "accuracy", "accuracy_difference")
 """What the task says of a case, where the model declares one and where there is labelled data."""
-WHERE_APPLICABLE = (*OF_TASK, "device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
+WHERE_APPLICABLE = (
+    *OF_TASK, "device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj", "limit_share", "bound_by",
+)  # fmt: skip
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
     "p50_ns",
@@ -48,6 +50,8 @@ SPEED = (
     "device_p50_ns",
     "host_to_host_p50_ns",
     "throughput_per_s",
+    "limit_share",
+    "bound_by",
     "ratio",
     "build_sd",
     "verdict",
@@ -133,6 +137,8 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _time("device_p50_ns", "device", flats, unit=latency, digits=4, of="p50 "),
         _time("host_to_host_p50_ns", "host-to-host", flats, unit=latency, digits=4, of="p50 "),
         _number("throughput_per_s", "throughput", "items/s", flats, digits=4),
+        _drawn("limit_share", "of limit", "%", "right", rows, _limit_share),
+        _drawn("bound_by", "bound by", "", "left", rows, _bound_by),
         _drawn("ratio", against_word(workload.baseline), "time ratio [99 %]", "right", rows, _ratio),
         _drawn("build_sd", "builds", "sd", "right", rows, _build_sd),
         _drawn("verdict", "verdict", "", "left", rows, _verdict),
@@ -224,6 +230,19 @@ def _drawn(
     show: Callable[[CaseSummary], Cell],
 ) -> Drawn:
     return Column(key=key, title=title, unit=unit, align=align), [show(row) for row in rows]
+
+
+def _limit_share(row: CaseSummary) -> Cell:
+    if row.limit_share is None:
+        return Cell()
+    text = significant(100 * row.limit_share, 2)
+    if row.limit_share > 1:
+        return Cell(text=f"{text} (wrong)", value=row.limit_share, emphasis="bad")
+    return Cell(text=text, value=row.limit_share)
+
+
+def _bound_by(row: CaseSummary) -> Cell:
+    return Cell() if row.bound_by is None else Cell(text=row.bound_by, value=row.bound_by)
 
 
 def _ratio(row: CaseSummary) -> Cell:

@@ -12,9 +12,9 @@ import click
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
+from reports.blocks import Banners, Block, Code, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
 from reports.formatting import columns, shorten
-from reports.page import draw
+from reports.page import Page, draw
 from reports.plot import draw_plot
 from reports.table import Cell, Column, Emphasis, Table
 
@@ -37,15 +37,19 @@ class Terminal(Report):
         With a `width` no line of a table or of prose is longer, as far as its words allow: the table is split
         by theme, prose is wrapped. Commands and log lines stay whole, so that they can be copied.
         """
-        page = draw(run)
-        paint = Paint(color)
-        shown = [
-            paint.bold(_wrap(page.title, width)),
-            *chain.from_iterable(_block(block, paint, width) for block in page.blocks),
-        ]
-        if page.closing:
-            shown.append(paint.bold(_wrap(page.closing, width)))
-        return "\n\n".join(shown) + "\n"
+        return render_page(draw(run), color=color, width=width)
+
+
+def render_page(page: Page, *, color: bool = False, width: int | None = None) -> str:
+    """Return a page as text for a terminal; see `Terminal.render`."""
+    paint = Paint(color)
+    shown = [
+        paint.bold(_wrap(page.title, width)),
+        *chain.from_iterable(_block(block, paint, width) for block in page.blocks),
+    ]
+    if page.closing:
+        shown.append(paint.bold(_wrap(page.closing, width)))
+    return "\n\n".join(shown) + "\n"
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def _block(block: Block, paint: Paint, width: int | None) -> Iterator[str]:
         case Failures():
             lines = [line for problem in block.problems for line in _problem(problem, paint, width)]
             yield "\n".join([paint.bold("failures"), *lines])
+        case Code():
+            yield "\n".join([paint.bold(block.title), *(f"    {line}".rstrip() for line in block.lines)])
         case Sentence():
             yield paint.bold(_wrap(block.text, width))
 

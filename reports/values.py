@@ -67,6 +67,8 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
     flat |= _latency("host_to_host_", row.host_to_host)
     flat["throughput_per_s"] = row.throughput
     flat["gflop_per_s"] = row.gflop_per_s
+    flat["bound_by"] = row.bound_by
+    flat["limit_share"] = row.limit_share
     flat["energy_mj"] = row.energy.mj if row.energy else None
     flat["energy_by"] = row.energy.by if row.energy else None
     flat["baseline"] = of.baseline
