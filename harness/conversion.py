@@ -19,7 +19,7 @@ from harness.launcher import Launcher, OnProgress
 from harness.paths import FREE_SPACE, make_folder, write_atomically
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
-WORKER_HALF = ("converter", "inputs", "images", "weights")
+WORKER_HALF = ("converter", "inputs", "images", "masks", "weights")
 """Modules of ours on which every conversion depends."""
 
 

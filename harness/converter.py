@@ -18,6 +18,7 @@ from harness import inputs, protocol, registry, weights
 from harness.artifact import Artifact
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
+from harness.masks import masking_nodes
 from harness.measure import StageClock
 from harness.precisions import CONVERTERS
 from harness.references import failed
@@ -164,6 +165,7 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             activation_type=kind,
             weight_type=kind,
             calibrate_method=_method(quantization.CalibrationMethod, request),
+            nodes_to_exclude=masking_nodes(prepared),
             use_external_data_format=large,
             # Symmetric, and biases left in float: what every backend reads, TensorRT among them.
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
