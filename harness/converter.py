@@ -18,6 +18,7 @@ from harness import inputs, protocol, registry, weights
 from harness.artifact import Artifact
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
+from harness.masks import masking_nodes
 from harness.measure import StageClock
 from harness.narrowing import between_casts
 from harness.precisions import CONVERTERS
@@ -151,7 +152,7 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             activation_type=kind,
             weight_type=kind,
             calibrate_method=_method(quantization.CalibrationMethod, request),
-            nodes_to_exclude=list(request.keep),
+            nodes_to_exclude=[*request.keep, *masking_nodes(prepared)],
             calibration_cache_path=request.ranges,
             use_external_data_format=large,
             # Symmetric, and biases left in float: what every backend reads, TensorRT among them.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from harness import drift
 from harness.agreement import TaskJudge
@@ -28,6 +30,13 @@ def judged(weights: str, launcher: Launcher) -> tuple[float, float, Artifact]:
     small, _ = ensure_converted(
         artifact, "int8", Calibration(samples=4), launcher, weights=weights, on_progress=lambda _: None
     )
+    scales = [
+        numpy_helper.to_array(entry).max()
+        for entry in onnx.load(small.onnx_path).graph.initializer
+        if entry.name.endswith("_scale")
+    ]
+    assert scales
+    assert max(scales) < 1e3, "no mask is quantised: its scale would make every attention score zero"
     task, distances = TaskJudge(artifact.manifest.task), []
     for index in range(2):
         outputs, reference = run_graph(small, artifact, index), artifact.reference(index)
