@@ -94,8 +94,8 @@ def legend(summary: RunSummary) -> Iterator[str]:
 def _of_limit(measured: list[WorkloadSummary]) -> Iterator[str]:
     if any(row.limit_share is not None for one in measured for row in one.rows):
         yield (
-            "of limit = the least time that the device needs, over p50: for the model's operations (bound by compute) or "
-            "for moving its weights, inputs and outputs once (bound by memory). Above 100 % something is wrong."
+            "of limit = the least time that the device needs, over p50: for the model's operations (bound by compute) "
+            "or for moving its weights, inputs and outputs once (bound by memory). Above 100 % something is wrong."
         )
 
 
