@@ -95,20 +95,21 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     options = parser.parse_args()
     run = synthetic(options.cases)
-    rows: list[tuple[str, float, float | None]] = []
-    started = time.perf_counter()
+    rows: list[tuple[str, float, float | None, float | None]] = []
+    started, busy = time.perf_counter(), time.process_time()
     summary = summarize(run)
-    rows.append(("summarize", time.perf_counter() - started, None))
+    rows.append(("summarize", time.perf_counter() - started, time.process_time() - busy, None))
     with tempfile.TemporaryDirectory() as folder:
         for name in registry.report_names():
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             text = registry.report(name).render(summary)
-            rows.append((f"render {name}", time.perf_counter() - started, len(text) / 1e6))
+            took = time.perf_counter() - started, time.process_time() - busy
+            rows.append((f"render {name}", *took, len(text) / 1e6))
             (Path(folder) / f"report.{name}").write_text(text)
         if options.chromium:
-            rows.append(("open html", opened(options.chromium, Path(folder) / "report.html"), None))
+            rows.append(("open html", opened(options.chromium, Path(folder) / "report.html"), None, None))
     print(f"{options.cases} cases, {os.cpu_count()} logical cores")
-    print(tabulate(rows, headers=["step", "seconds", "MB"], floatfmt=".2f"))
+    print(tabulate(rows, headers=["step", "seconds", "CPU seconds", "MB"], floatfmt=".2f"))
 
 
 if __name__ == "__main__":

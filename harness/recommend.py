@@ -75,9 +75,10 @@ def recommend(summary: WorkloadSummary, wish: Wish, *, direct: Direct = ratios.a
         candidates = [_candidate(row, wish, "misses", misses[row.case.id]) for row in rows]
         found = Recommendation(workload=summary.workload.key, case=None, nearest=nearest, candidates=candidates)
         return _marked(found, rows, wish)
-    level, apart = _level(leader, fit, aim, summary, direct)
+    to_leader = direct(summary.workload, leader.case.id)
+    level, apart = _level(leader, fit, aim, to_leader)
     chosen = min(level, key=lambda row: _compile_s(row))
-    beside = direct(summary.workload, chosen.case.id) if chosen.compute else {}
+    beside = to_leader if chosen is leader else direct(summary.workload, chosen.case.id)
     tied = [row.case.id for row in level if row is not chosen]
     candidates = []
     for row in rows:
@@ -135,19 +136,18 @@ def _values(rows: Sequence[CaseSummary], aim: Metric) -> dict[str, float]:
 
 
 def _level(
-    leader: CaseSummary, fit: Sequence[CaseSummary], aim: Metric, summary: WorkloadSummary, direct: Direct
+    leader: CaseSummary, fit: Sequence[CaseSummary], aim: Metric, to_leader: Mapping[str, Comparison]
 ) -> tuple[list[CaseSummary], bool]:
     """Return the rows that are not surely worse than the leader, itself among them.
 
     Also whether any of them was never measured beside it, so that their intervals had to be compared.
     """
-    beside = direct(summary.workload, leader.case.id) if aim.per_iteration else {}
     level, apart = [leader], False
     for row in fit:
         if row is leader:
             continue
-        comparison = beside.get(row.case.id)
-        if comparison is not None:
+        comparison = to_leader.get(row.case.id)
+        if aim.per_iteration and comparison is not None:
             worse = _surely_worse(comparison.ratio, _UNITY)
         else:
             apart = apart or aim.per_iteration

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = Path(__file__).with_name("templates")
-MOST_CHARTS = 40
+MOST_CHARTS = 30
 """A page holds so many; the workloads that come first have theirs."""
 
 
