@@ -18,6 +18,7 @@ import click
 
 from harness import __version__, registry
 from harness.errors import HarnessError, StoreError, UsageError
+from harness.history import cli as history
 from harness.parameters import Amount, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -189,6 +190,8 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 )
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
+@history.label_option
+@history.store_option
 @_out
 @_formats()
 @_verbose
@@ -334,6 +337,10 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     chosen = {"exports": exports, "engines": engines, "backends": backends_}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
+
+
+for _command in history.COMMANDS:
+    cli.add_command(_command)
 
 
 def _explicit() -> set[str]:

@@ -21,6 +21,8 @@ from harness.compare import Comparison
 from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
 from harness.errors import StoreError, UsageError
 from harness.export import Recipe, ensure_artifact
+from harness.history.keeping import keep
+from harness.history.location import locate
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, folder_bytes, make_folder, users_path
@@ -36,13 +38,17 @@ SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
 DEFAULT_MODEL = "resnet50"
 NAMED_WEIGHTS = ("seeded", "pretrained")
-RESUMABLE = {"resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet"}
+RESUMABLE = {
+    "resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet",
+    "labels", "store",
+}  # fmt: skip
 """What may be given beside `--resume`; everything else is part of what was asked for the first time."""
 
 
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
     _refuse_conflicts(given, explicit)
+    location = locate(given["store"])
     folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
@@ -60,8 +66,11 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
                 shutil.rmtree(folder.path, ignore_errors=True)  # nothing was done: nothing is left behind
             raise
     run = comparison.run
-    if broken is None or any(workload.cases for workload in run.workloads):
-        _print(run, "json" if given["as_json"] else given["format_"])
+    try:
+        if broken is None or any(workload.cases for workload in run.workloads):
+            _print(run, "json" if given["as_json"] else given["format_"])
+    finally:  # also where the reader of the table leaves early
+        keep(run, folder, location)
     if given["verbose"]:
         _print_tracebacks(run)
     if broken is not None:
@@ -137,6 +146,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         settings=settings,
         environment=environment.describe(doctor.advice(doctor.examine())),
         workloads=workloads,
+        labels=list(dict.fromkeys(given["labels"])),
+        project=environment.project(root),
     )
     try:
         folder.save(run)
@@ -206,7 +217,9 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             changes[key] = given[name]
     if "memory_limit" in explicit:
         changes["memory_limit_bytes"] = int(given["memory_limit"] * 2**30)
-    return folder, msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **changes))
+    labels = list(dict.fromkeys([*run.labels, *given["labels"]]))
+    settings = msgspec.structs.replace(run.settings, **changes)
+    return folder, msgspec.structs.replace(run, settings=settings, labels=labels)
 
 
 def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:
