@@ -8,6 +8,8 @@ VENV     ?= .venv
 MODEL    ?= resnet50
 BACKENDS ?= all
 ARGS     ?=
+SUITES   ?= micro vision nlp speech diffusion
+WORK     := $(CURDIR)/results/reference
 
 # The GPU packages where an NVIDIA driver answers, the CPU packages elsewhere.
 KIND     ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -30,11 +32,15 @@ test: $(VENV)/.installed-all-$(KIND),dev
 setup: $(VENV)/.installed-all-$(KIND)
 
 # The stamp is named after the extras. onnxruntime and onnxruntime-gpu cannot share an environment: one that was made
-# before the driver appeared is made anew.
+# before the driver appeared is made anew, and where another package brought the build for the CPU, which overwrites files
+# of the other, that one is installed again.
 $(VENV)/.installed-%: $(SETUP) | check-system
 	if ls $(VENV)/.installed-all-$(OTHER)* >/dev/null 2>&1; then rm -rf $(VENV); fi
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[$*]'
+	if test $(KIND) = gpu && $(PIP) show --quiet onnxruntime 2>/dev/null; then \
+	  $(PIP) uninstall --quiet --yes onnxruntime onnxruntime-gpu && \
+	  $(PIP) install --quiet --constraint constraints.txt --no-deps onnxruntime-gpu; fi
 	touch $@ $(VENV)/.installed-all-$(KIND)
 
 check-system:
@@ -45,10 +51,16 @@ check-system:
 	  { echo "error: the venv module is missing; run: sudo apt-get install python3-venv" >&2; exit 1; }
 	@command -v g++ >/dev/null || { echo "error: g++ is missing, torch.compile needs it; run: sudo apt-get install g++" >&2; exit 1; }
 
-# Every reference model in eager and ONNX Runtime: over an hour on two cores, and 100 GB of exports and engines.
+# Every reference model in eager and ONNX Runtime, suite by suite: over an hour on two quiet cores. Exports and engines of
+# a suite take up to 40 GB; they are deleted before the next one starts.
 reference: $(VENV)/.installed-all-$(KIND)
-	$(VENV)/bin/harness compare --suite reference --backends eager,onnxruntime \
-	  --launches 3 --budget 25 --input-sets 1 --timeout 3000 $(ARGS)
+	mkdir -p docs/reference $(WORK)
+	for suite in $(SUITES); do \
+	  HARNESS_CACHE=$(WORK)/cache $(VENV)/bin/harness compare --suite $$suite --backends eager,onnxruntime \
+	    --launches 3 --budget 25 --input-sets 1 --timeout 3000 --out $(WORK)/results --format markdown $(ARGS) \
+	    > $(WORK)/$$suite.md && mv $(WORK)/$$suite.md docs/reference/$$suite.md || exit 1; \
+	  rm -rf $(WORK)/cache; \
+	done
 
 clean:
 	rm -rf $(VENV)

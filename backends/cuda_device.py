@@ -9,13 +9,43 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import OutOfMemory, RunError, UnavailableError
 
 if TYPE_CHECKING:
     import numpy as np
+
+DRIVER_BRANCH = {12: "r535", 13: "r580"}
+"""CUDA major version that a distribution is built for -> the oldest driver branch NVIDIA names for it."""
+
+_NAMED_FOR = re.compile(r"-cu(\d\d)(?=-|$)")
+_BUILT_FOR = re.compile(r"\+cu(\d\d)\d")
+_LISTED = 3
+
+_GONE = (
+    "see whether nvidia-smi still lists the device, whether its compute mode is Default, and what dmesg says of NVRM"
+)
+_HIDDEN = "see whether nvidia-smi lists the device, and whether CUDA_VISIBLE_DEVICES hides it"
+_OLD = "update the NVIDIA driver, or install a cuda-bindings of the CUDA version that it serves"
+_HINTS = {
+    "cudaErrorDevicesUnavailable": _GONE,
+    "cudaErrorECCUncorrectable": _GONE,
+    "cudaErrorHardwareStackError": _GONE,
+    "cudaErrorUnknown": _GONE,
+    "cudaErrorNoDevice": _HIDDEN,
+    "cudaErrorInvalidDevice": _HIDDEN,
+    "cudaErrorInsufficientDriver": _OLD,
+    "cudaErrorCallRequiresNewerDriver": _OLD,
+    "cudaErrorSystemDriverMismatch": "the driver was updated while it was in use: restart the machine",
+    "cudaErrorLaunchTimeout": "the device drives a screen, whose watchdog ended a kernel: use another one",
+}
+"""Errors that lie with the device or its driver -> what to look at. Others lie with what runs there."""
 
 # Values of CUdevice_attribute in cuda.h, a stable ABI.
 _CAPABILITY_MAJOR = 75
@@ -100,17 +130,93 @@ def _gpu(library: Any, index: int) -> Gpu:
     return Gpu(index=index, name=name.value.decode(), target=f"sm_{major.value}{minor.value}")
 
 
+def cuda_parts() -> dict[int, list[str]]:
+    """Return CUDA major version -> the installed distributions whose name or version says that they are for it."""
+    found: dict[int, set[str]] = {}
+    for distribution in metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        said = _NAMED_FOR.search(name) or _BUILT_FOR.search(distribution.version or "")
+        if said:
+            found.setdefault(int(said[1]), set()).add(name)
+    return {major: sorted(names) for major, names in sorted(found.items())}
+
+
+def mixture(parts: dict[int, list[str]]) -> str:
+    """Return what to say of parts for more than one CUDA major version in one environment; empty where there is one."""
+    if len(parts) < 2:
+        return ""
+    return "parts for two CUDA versions lie in this environment: " + "; ".join(
+        f"{', '.join(names[:_LISTED])}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''}"
+        for names in parts.values()
+    )
+
+
+def require(driver: Driver, name: str, major: int) -> None:
+    """Check that a driver serves the CUDA version that a distribution is built for.
+
+    Raises:
+        UnavailableError: It is too old; the hint names the branch to update to, and a mixed environment.
+    """
+    if driver.cuda[0] >= major:
+        return
+    branch = DRIVER_BRANCH.get(major)
+    advice = f"update the NVIDIA driver to {branch} or newer" if branch else "update the NVIDIA driver"
+    raise UnavailableError(
+        f"the NVIDIA driver is too old: it serves CUDA {'.'.join(map(str, driver.cuda))}, {name} needs CUDA {major}",
+        hint="; ".join(filter(None, (advice, mixture(cuda_parts())))),
+    )
+
+
+def select(index: int) -> Any:
+    """Make a device the current one of this thread, and return the module of the CUDA runtime.
+
+    Raises:
+        UnavailableError: There is no such device, it is taken or gone, or the driver is too old.
+    """
+    cudart = importlib.import_module("cuda.bindings.runtime")
+    try:
+        call(cudart, "cudaSetDevice", index)
+    except RunError as exc:
+        raise (UnavailableError(exc.message, hint=exc.hint) if exc.hint else exc) from exc
+    return cudart
+
+
+def call(cudart: Any, function: str, *arguments: object) -> Any:
+    """Call a function of the CUDA runtime and return what follows its error code, if anything.
+
+    Raises:
+        OutOfMemory: The device, or the host's page-locked memory, has not enough left.
+        RunError: Any other error. It has a hint where the device or the driver is at fault.
+    """
+    error, *results = getattr(cudart, function)(*arguments)
+    if error == cudart.cudaError_t.cudaSuccess:
+        return results[0] if results else None
+    text = cudart.cudaGetErrorString(error)[1]
+    message = f"{function} failed: {error.name}: {text.decode() if isinstance(text, bytes) else text}"
+    if error == cudart.cudaError_t.cudaErrorMemoryAllocation:
+        where = "host" if function == "cudaMallocHost" else "device"
+        raise OutOfMemory(message, hint=f"free {where} memory, or lower --batch")
+    raise RunError(message, hint=_HINTS.get(error.name))
+
+
 class DeviceMemory:
-    """Allocations on one device and one stream beside the default one, freed together by `close()`.
+    """Memory on one device, page-locked memory beside it, and one stream, all freed together by `close()`.
 
     The default stream would add synchronisation with every other stream of the process.
     """
 
     def __init__(self, index: int) -> None:
-        self._cudart: Any = importlib.import_module("cuda.bindings.runtime")
+        """Open the device.
+
+        Raises:
+            UnavailableError: It cannot be used.
+            OutOfMemory: It has not enough memory left for a context.
+        """
         self._allocations: list[Any] = []
+        self._pinned: list[Any] = []
+        self._graph: Any = None
         self._stream: Any = None
-        self._call("cudaSetDevice", index)
+        self._cudart = select(index)
         self._stream = self._call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking)
 
     @property
@@ -129,6 +235,21 @@ class DeviceMemory:
         self._allocations.append(pointer)
         return int(pointer)
 
+    def host_array(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return an array in page-locked host memory, which the device copies from and to without a detour.
+
+        It must not be used after `close()`.
+
+        Raises:
+            OutOfMemory: The host has not enough left.
+        """
+        import numpy as np
+
+        nbytes = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
+        pointer = self._call("cudaMallocHost", nbytes)
+        self._pinned.append(pointer)
+        return np.ndarray(shape, dtype, buffer=memoryview((ctypes.c_char * nbytes).from_address(int(pointer))))
+
     def upload(self, address: int, array: np.ndarray) -> None:
         """Enqueue a copy of a C-contiguous array to the device. The array must live until `synchronize()`."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -143,20 +264,54 @@ class DeviceMemory:
         """Wait until all that was enqueued on the stream is done."""
         self._call("cudaStreamSynchronize", self._stream)
 
+    def capture(self, enqueue: Callable[[], None]) -> None:
+        """Record what `enqueue` puts on the stream in a CUDA graph, without running it, for `replay()`.
+
+        All addresses in it must stay as they are until `close()`.
+
+        Raises:
+            RunError: It did something that a graph cannot hold, or nothing at all.
+            OutOfMemory: The graph does not fit on the device.
+        """
+        # Thread-local: what other threads of the process do meanwhile must not end the capture.
+        mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            enqueue()
+        except BaseException:  # whatever ends it, the stream must not stay in a state in which it can do nothing else
+            error, *graphs = self._cudart.cudaStreamEndCapture(self._stream)
+            if error == self._cudart.cudaError_t.cudaSuccess:
+                self._cudart.cudaGraphDestroy(*graphs)
+            raise
+        graph = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            error, _, nodes = self._cudart.cudaGraphGetNodes(graph)
+            if error == self._cudart.cudaError_t.cudaSuccess and not nodes:
+                raise RunError("the captured graph is empty: the work went to another stream")
+            self._graph = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._cudart.cudaGraphDestroy(graph)
+
+    def replay(self) -> None:
+        """Enqueue the captured graph."""
+        self._call("cudaGraphLaunch", self._graph, self._stream)
+
+    def forget_graph(self) -> None:
+        """Free the captured graph, if there is one."""
+        if self._graph is not None:
+            self._cudart.cudaGraphExecDestroy(self._graph)
+            self._graph = None
+
     def close(self) -> None:
         """Free everything; safe to call again."""
+        self.forget_graph()
         while self._allocations:
             self._cudart.cudaFree(self._allocations.pop())
+        while self._pinned:
+            self._cudart.cudaFreeHost(self._pinned.pop())
         if self._stream is not None:
             self._cudart.cudaStreamDestroy(self._stream)
             self._stream = None
 
     def _call(self, function: str, *arguments: object) -> Any:
-        error, *results = getattr(self._cudart, function)(*arguments)
-        if error == self._cudart.cudaError_t.cudaSuccess:
-            return results[0] if results else None
-        text = self._cudart.cudaGetErrorString(error)[1]
-        message = f"{function} failed: {error.name}: {text.decode() if isinstance(text, bytes) else text}"
-        if error == self._cudart.cudaError_t.cudaErrorMemoryAllocation:
-            raise OutOfMemory(message, hint="free device memory, or lower --batch")
-        raise RunError(message)
+        return call(self._cudart, function, *arguments)

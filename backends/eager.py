@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from backends.torch_module import TorchSession, prepare, probe_torch
+from backends.torch_errors import in_words
+from backends.torch_module import (
+    PRECISIONS,
+    TorchOptions,
+    described,
+    options_of,
+    prepare,
+    probe_torch,
+)
+from backends.torch_placement import placement
+from backends.torch_session import SavedFacts, TorchSession, saved_placement
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
 from harness.errors import UnsupportedError, UsageError
 
@@ -24,12 +36,9 @@ ATTENTION = "aten::_scaled_dot_product_"
 """How the operators begin that `scaled_dot_product_attention` chooses between; the kernel's name comes next."""
 
 
-class EagerOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EagerOptions(TorchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of eager PyTorch."""
 
-    channels_last: Annotated[bool, msgspec.Meta(description="store images as NHWC; often faster for convolutions")] = (
-        False
-    )
     sdpa: (
         Annotated[
             Literal["math", "flash", "efficient", "cudnn"],
@@ -44,7 +53,7 @@ class Eager(Backend):
 
     name = "eager"
     summary = "PyTorch without a compiler"
-    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), saves_engines=False)
+    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, saves_engines=False)
     modules = ("torch",)
     Options = EagerOptions
 
@@ -58,34 +67,51 @@ class Eager(Backend):
             raise UsageError("eager has no engine: it takes every shape as it is", hint="leave out dynamic=true")
 
     def compile(self, request: CompileRequest) -> Session:
-        with request.stage("load"):
-            session = self._session(request)
-        try:
-            _check_attention(session, request)
-        except BaseException:  # whatever ends it, torch's choice of kernels is free again; it goes on up
-            session.close()
-            raise
+        with in_words():
+            with request.stage("load"):
+                session = self._session(request)
+            with _closed_if_it_fails(session):
+                _check_attention(session, request)
+                if options_of(request).cuda_graph:
+                    with request.stage("build"):
+                        session.capture()
         return session
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
-        return self._session(request)
+        with in_words():
+            session = self._session(request, saved_placement(engine_dir))
+            with _closed_if_it_fails(session):
+                if options_of(request).cuda_graph:
+                    session.capture()
+        return session
 
-    def _session(self, request: CompileRequest) -> Session:
-        options = _options(request)
-        module = prepare(request, channels_last=options.channels_last)
-        chosen = (" channels_last" if options.channels_last else "") + (f" sdpa={options.sdpa}" if options.sdpa else "")
+    def _session(self, request: CompileRequest, found: dict[str, int] | None = None) -> TorchSession:
+        kernel = _options(request).sdpa
+        module, place, facts = prepare(request)
         return TorchSession(
             module,
             request,
-            provider=f"torch {request.device}{chosen}",
-            channels_last=options.channels_last,
-            within=_only(options.sdpa),
+            place,
+            provider=described(request, "torch") + (f" sdpa={kernel}" if kernel else ""),
+            saved=SavedFacts(facts=facts, placement=found),
+            locate=partial(placement, module, request, place),
+            within=_only(kernel),
         )
 
 
 def _options(request: CompileRequest) -> EagerOptions:
     assert isinstance(request.options, EagerOptions)
     return request.options
+
+
+@contextmanager
+def _closed_if_it_fails(session: Session) -> Iterator[None]:
+    """Leave torch its choice of kernels again, and the device its memory, whatever ends the block."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C too; it goes on up
+        session.close()
+        raise
 
 
 def _only(kernel: str | None) -> AbstractContextManager[object]:
@@ -125,14 +151,15 @@ def _check_attention(session: Session, request: CompileRequest) -> None:
                 hint="leave out sdpa, or choose math, which runs everywhere",
             ) from exc
     ran = {event.name for event in seen.events() or [] if event.name.startswith(ATTENTION)}
-    wrong = sorted(name for name in ran if not name.removeprefix(ATTENTION).startswith(_operator(kernel)))
-    if not ran or wrong:
-        found = f"it ran {', '.join(wrong)}" if wrong else "it never calls scaled_dot_product_attention"
+    if not ran or (wrong := _others(kernel, ran)):
+        found = f"it ran {', '.join(wrong)}" if ran else "it never calls scaled_dot_product_attention"
         raise UnsupportedError(f"sdpa={kernel} chooses nothing in this model: {found}", hint="leave out sdpa")
 
 
-def _operator(kernel: str) -> str:
-    return "attention_math" if kernel == "math" else kernel
+def _others(kernel: str, ran: Iterable[str]) -> list[str]:
+    """Return the operators that are not the chosen kernel's. A CPU's and a GPU's begin alike."""
+    begins = ATTENTION + ("attention_math" if kernel == "math" else f"{kernel}_attention")
+    return sorted(name for name in ran if not name.startswith(begins))
 
 
 def _first_sentence(text: str) -> str:

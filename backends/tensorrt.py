@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from backends.cuda_device import Gpu
 from backends.tensorrt_build import Build
 from backends.tensorrt_family import FamilyOptions, TensorRTFamily, usable_driver
-from harness.api import BackendOptions, Capabilities, CompileRequest, Scalar
+from harness.api import Capabilities, CompileRequest, Scalar
+from harness.precisions import PRECISIONS
 
 MAJORS = (10, 11)
+CACHE_LOCK_WITHIN_S = 30
 
 
 class TensorRTOptions(FamilyOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +34,7 @@ class TensorRT(TensorRTFamily):
 
     name = "tensorrt"
     summary = "NVIDIA TensorRT 10 or 11, tuned on the device"
-    capabilities = Capabilities(source="onnx", devices=("cuda",), dynamic_shapes=True)
+    capabilities = Capabilities(source="onnx", devices=("cuda",), precisions={"cuda": PRECISIONS}, dynamic_shapes=True)
     modules = ("tensorrt",)
     Options = TensorRTOptions
     install_note = "; its libraries come from NVIDIA's own package index"
@@ -45,9 +49,13 @@ class TensorRT(TensorRTFamily):
     def _gpu(self, request: CompileRequest) -> Gpu:
         return usable_driver(self.modules[0]).gpu(request.device)
 
-    def _target(self, options: BackendOptions, gpu: Gpu | None) -> str:
+    def _target(self, gpu: Gpu | None) -> str:
         assert gpu is not None
         return gpu.target
+
+    def _tuned_on(self, gpu: Gpu | None) -> str | None:
+        assert gpu is not None
+        return gpu.name
 
     def _provider(self, target: str) -> str:
         return f"TensorRT {target}"
@@ -77,9 +85,23 @@ class TensorRT(TensorRTFamily):
         assert gpu is not None
         path = timing_cache_path(request.cache_dir, trt.__version__, gpu)
         path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{path}.lock", timeout=CACHE_LOCK_WITHIN_S):
+                self._keep(build.config, path)
+        except Timeout:  # the engine is there, and the next build can time its layers itself
+            logging.getLogger(__name__).warning("%s is locked: the layer timings of this build are lost", path)
+
+    @staticmethod
+    def _keep(config: Any, path: Path) -> None:
+        """Write the layer timings of this build, and those that another one wrote meanwhile."""
+        cache = config.get_timing_cache()
+        if path.is_file():
+            others = config.create_timing_cache(path.read_bytes())
+            if others is not None:
+                cache.combine(others, ignore_mismatch=False)  # damaged, or of another device: refused, and overwritten
         # Renamed into place: a build that is killed here must not leave half a cache to the next one.
         part = path.with_name(f"{path.name}.{os.getpid()}")
-        part.write_bytes(build.config.get_timing_cache().serialize())
+        part.write_bytes(cache.serialize())
         part.replace(path)
 
 

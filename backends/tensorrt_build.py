@@ -8,31 +8,47 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.errors import CompileError, HarnessError, OutOfMemory, UnavailableError, UnsupportedError
 
+CUDA_OUT_OF_MEMORY = 2
+"""Value of `cudaErrorMemoryAllocation`."""
 _SHOWN = 5
 _SOURCE_PLACE = re.compile(r"\.? In \w+ at /_src/[^)\s]+")
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|MEM_ALLOC_FAILED", re.IGNORECASE)
+_CUDA_FAILED = re.compile(r"CUDA initialization failure with error: (\d+)")
+_LEFT_OUT = re.compile(r"memory is insufficient|insufficient memory", re.IGNORECASE)
+_NO_GRAPH = re.compile(r"not using CUDA graphs|CUDA graphs disabled", re.IGNORECASE)
+_WARNINGS_KEPT = 2
 
 
 class Messages:
-    """What TensorRT logs: errors are kept for the next exception, all goes to `logging`."""
+    """What TensorRT logs: errors are kept for the next exception, as are telling warnings; all goes to `logging`."""
 
     def __init__(self, trt: Any) -> None:
         self._errors: list[str] = []
-        self.logger = _collector(trt, self._errors)
+        self._warnings: deque[str] = deque(maxlen=_WARNINGS_KEPT)
+        """Why a tactic was left out, once for each of possibly thousands, or why CUDA graphs are not used."""
+        self.logger = _collector(trt, self._errors, self._warnings)
         """The `ILogger` that builders and runtimes are made with."""
 
     def take(self) -> list[str]:
-        """Return the errors since the last call, without source places and repetition."""
+        """Return the errors since the last call, without source places and repetition, then the warnings."""
         errors = list(dict.fromkeys(_SOURCE_PLACE.sub("", text).strip() for text in self._errors))
-        self._errors.clear()
         # Without a driver this follows every other error and explains none of them.
-        return [text for text in errors if "checkMacros.cpp::catchCudaError" not in text] or errors
+        errors = [text for text in errors if "checkMacros.cpp::catchCudaError" not in text] or errors
+        warnings = list(dict.fromkeys(self._warnings))
+        self._errors.clear()
+        self._warnings.clear()
+        return errors + warnings
+
+    def no_graph(self) -> str | None:
+        """Return what was logged of CUDA graphs that are not used, or None."""
+        return next((text for text in self._warnings if _NO_GRAPH.search(text)), None)
 
 
 @functools.cache
@@ -41,7 +57,7 @@ def messages(trt: Any) -> Messages:
     return Messages(trt)
 
 
-def _collector(trt: Any, errors: list[str]) -> Any:
+def _collector(trt: Any, errors: list[str], warnings: deque[str]) -> Any:
     log = logging.getLogger(f"harness.{trt.__name__}")
     levels = {
         trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
@@ -57,33 +73,46 @@ def _collector(trt: Any, errors: list[str]) -> Any:
             log.log(level, "%s", message)
             if level == logging.ERROR:
                 errors.append(message)
+            elif _NO_GRAPH.search(message) or _LEFT_OUT.search(message):
+                warnings.append(message)
 
     return Collector()
 
 
 def monitor(trt: Any, report: Callable[[str, int | None, int | None], None]) -> Any:
-    """Return an `IProgressMonitor` that passes each step on; its `failure` is what `report` raised, if anything."""
+    """Return an `IProgressMonitor` that reports each step; its `failure` is what `report` raised, if anything.
+
+    Phases lie within one another. The steps done and the steps in all are those of the outermost, the only ones that
+    never start again; the text names the innermost, where the time goes.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # as above
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.failure: BaseException | None = None
-            self._totals: dict[str, int] = {}
+            self._open: dict[str, tuple[int, int]] = {}
+            """Phase -> steps done and steps in all, the outermost first."""
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._totals[phase] = steps
-            self._report(phase, 0)
+            self._open[phase] = (0, steps)
+            self._report()
 
         def step_complete(self, phase: str, step: int) -> bool:
-            return self._report(phase, step + 1)
+            if phase in self._open:
+                self._open[phase] = (step + 1, self._open[phase][1])
+            return self._report()
 
         def phase_finish(self, phase: str) -> None:
-            self._totals.pop(phase, None)
+            self._open.pop(phase, None)
 
-        def _report(self, phase: str, done: int) -> bool:
+        def _report(self) -> bool:
             # An exception that leaves a callback ends the process; returning False cancels the build instead.
             try:
-                report(phase, done, self._totals.get(phase))
+                if self._open:
+                    outermost, innermost = next(iter(self._open)), next(reversed(self._open))
+                    done, total = self._open[innermost]
+                    text = innermost if innermost == outermost else f"{innermost} {done}/{total}"
+                    report(text, *self._open[outermost])
             except BaseException as exc:
                 self.failure = self.failure or exc
             return self.failure is None
@@ -101,6 +130,7 @@ class Build:
 
         Raises:
             UnavailableError: TensorRT cannot be initialised on this machine.
+            OutOfMemory: The device has not enough memory left for that.
         """
         self._trt = trt
         self._case = case
@@ -110,14 +140,19 @@ class Build:
             self._builder = trt.Builder(self._messages.logger)
         except TypeError as exc:  # pybind11: the factory returned a null pointer
             reason = "; ".join(self._messages.take()) or str(exc)
-            raise UnavailableError(
-                f"{case}: TensorRT cannot be initialised: {reason}", hint="see whether nvidia-smi works"
+            code = _CUDA_FAILED.search(reason)
+            kind = OutOfMemory if code and int(code[1]) == CUDA_OUT_OF_MEMORY else UnavailableError
+            raise kind(
+                f"{case}: TensorRT cannot be initialised: {reason}", hint="see what nvidia-smi says of the device"
             ) from exc
         self._builder.max_threads = threads
         # Version 10 needs the flag to keep the ONNX file's own precision; from 11 on there is nothing else.
         strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self._network = self._builder.create_network(strongly_typed)
         self.config = self._builder.create_builder_config()
+        # The inspector can then say the data types of layers. By itself this would slow every enqueue down, so that
+        # `EngineSession` takes what is said while running back to the default.
+        self.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
     @property
     def network_layers(self) -> int:
@@ -227,9 +262,14 @@ def build_failure(case: str, errors: list[str]) -> HarnessError:
         return UnsupportedError(message, hint="choose another target or precision")
     if "workspace limit" in text:
         return CompileError(message, hint="raise workspace_mb, or leave it out")
-    if _OUT_OF_MEMORY.search(text):
-        return OutOfMemory(message, hint="lower workspace_mb or --batch")
+    if out_of_memory(text) or ("any implementation" in text and _LEFT_OUT.search(text)):
+        return OutOfMemory(message, hint="free device memory, or lower workspace_mb or --batch")
     return CompileError(message)
+
+
+def out_of_memory(text: str) -> bool:
+    """Return whether what TensorRT logged says that memory ran out."""
+    return bool(_OUT_OF_MEMORY.search(text))
 
 
 def _tidy(text: str) -> str:

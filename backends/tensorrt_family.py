@@ -24,8 +24,7 @@ from harness.api import Availability, Backend, BackendOptions, CompileRequest, D
 from harness.errors import RunError, UnavailableError, UnsupportedError
 
 MIB = 1 << 20
-DRIVER_BRANCH = {12: "r535", 13: "r580"}
-"""CUDA major version that a TensorRT distribution is built for -> the oldest driver branch NVIDIA names for it."""
+BINDINGS = "cuda-bindings"
 
 _IMPORT_IN_CHILD = """
 import importlib, json, sys
@@ -38,19 +37,20 @@ _IMPORT_TIMEOUT_S = 120
 class FamilyOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options that mean the same in both."""
 
-    tf32: Annotated[
-        bool,
-        msgspec.Meta(description="let float32 products round their inputs to TF32's 10 mantissa bits; faster, drifts"),
-    ] = False
     workspace_mb: (
         Annotated[int, msgspec.Meta(ge=1, le=MIB, description="scratch memory that one layer may use, in MiB")] | None
     ) = None
+    cuda_graph: Annotated[
+        bool,
+        msgspec.Meta(description="launch the whole engine as one recorded CUDA graph: for models bound by launches"),
+    ] = False
 
 
 class TensorRTFamily(Backend):
     """Base of both backends. `modules[0]` is the Python module whose API family they share."""
 
     Options: ClassVar[type[BackendOptions]] = FamilyOptions
+    _session: ClassVar[type[EngineSession]] = EngineSession
     install_note: ClassVar[str] = ""
     """What the install command needs beyond itself."""
 
@@ -68,9 +68,13 @@ class TensorRTFamily(Backend):
         install = registry.install_hint(cls.name) + cls.install_note
         if importlib.util.find_spec(module) is None:
             return Availability(available=False, reason=f"{module} is not installed", hint=install)
+        parts = _parts(module)
+        if len(parts) > 1:
+            return cls._twice(module, parts)
         version, failure = _import_in_child(module)
         if version is None:
-            return Availability(available=False, reason=_import_reason(module, failure), hint=install)
+            hint = "; ".join(filter(None, (install, cuda_device.mixture(cuda_device.cuda_parts()))))
+            return Availability(available=False, reason=_import_reason(module, failure), hint=hint)
         versions = {module: version}
         if old := cls._too_old(version):
             return Availability(available=False, versions=versions, reason=old, hint=install)
@@ -78,11 +82,24 @@ class TensorRTFamily(Backend):
             driver = usable_driver(module)
         except UnavailableError as exc:
             return cls._without_device(versions, exc)
-        if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
-            missing = "cuda-bindings, which moves data to the device, is not installed"
-            return Availability(available=False, versions=versions, reason=missing, hint="pip install cuda-bindings")
         devices = tuple(f"cuda:{gpu.index}" for gpu in driver.gpus)
         return Availability(available=True, versions=versions, devices=devices)
+
+    @classmethod
+    def _twice(cls, module: str, parts: dict[int, list[str]]) -> Availability:
+        """Return the answer for an environment in which the parts for two CUDA versions lie over one another."""
+        try:
+            served = cuda_device.driver().cuda[0]
+        except UnavailableError:
+            served = max(parts)
+        kept = max((major for major in parts if major <= served), default=max(parts))
+        superfluous = [name for major, names in parts.items() if major != kept for name in names]
+        return Availability(
+            available=False,
+            reason=f"{module} is installed for two CUDA versions, whose files overwrite each other: "
+            + "; ".join(f"{', '.join(names)} for CUDA {major}" for major, names in parts.items()),
+            hint=f"pip uninstall {' '.join(superfluous)}, then: pip install --force-reinstall {' '.join(parts[kept])}",
+        )
 
     @classmethod
     def _too_old(cls, version: str) -> str | None:
@@ -95,11 +112,13 @@ class TensorRTFamily(Backend):
         return Availability(available=False, versions=versions, reason=why.message, hint=why.hint)
 
     def compile(self, request: CompileRequest) -> Session:
-        self._check_precision(request)
+        self._check_supported(request)
         gpu = self._gpu(request)
-        target = self._target(request.options, gpu)
+        target = request.target or self._target(gpu)
         trt = importlib.import_module(self.modules[0])
         case = f"{self.name} cannot compile '{request.artifact.manifest.model.label}' ({request.precision}, {target})"
+        if gpu is not None:
+            cuda_device.select(gpu.index)  # what is built on a device is built on the current one
         build = Build(trt, case, request.threads)
         with request.stage("load"):
             build.parse(request.artifact.onnx_path)
@@ -112,11 +131,12 @@ class TensorRTFamily(Backend):
                 provider=self._provider(target),
                 version=str(trt.__version__),
                 target=target,
+                tuned_on=self._tuned_on(gpu),
                 plan_bytes=plan.nbytes,
                 facts={"target": target, **facts, "plan_bytes": plan.nbytes, "network_layers": build.network_layers},
             )
-            if gpu is None or gpu.target != target:
-                return self._unrunnable(plan, card)
+            if gpu is None:
+                return TargetEngine(plan, card, why=self._why_not_run(request))
             return self._started(self._open(trt, plan, card, gpu, request, None), request)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
@@ -125,31 +145,42 @@ class TensorRTFamily(Backend):
             gpu = usable_driver(self.modules[0]).gpu(request.device)
         except UnavailableError as exc:
             raise RunError(f"this engine was built for {card.target}: {exc.message}", hint=exc.hint) from exc
-        if gpu.target != card.target:
-            raise RunError(
-                f"this engine was built for {card.target}, but {request.device} is {gpu.target} ({gpu.name})",
-                hint="compile it again on this machine",
-            )
         try:
             trt = importlib.import_module(self.modules[0])
         except ImportError as exc:
             raise RunError(
                 f"{self.modules[0]} cannot be imported: {exc}", hint=registry.install_hint(self.name)
             ) from exc
+        if misfit := _misfit(card, gpu, str(trt.__version__)):
+            raise RunError(
+                f"this engine was built {misfit} ({request.device}: {gpu.name})",
+                hint="compile it again on this machine",
+            )
         return self._open(trt, plan, card, gpu, request, engine_dir)
 
-    def _check_precision(self, request: CompileRequest) -> None:
-        if request.precision not in self.capabilities.precisions:
-            known = ", ".join(self.capabilities.precisions)
-            raise UnsupportedError(f"{self.name} has no precision '{request.precision}'; it has {known}")
+    def _check_supported(self, request: CompileRequest) -> None:
+        targets = self.capabilities.compile_targets
+        if request.target is not None and request.target not in targets:
+            raise UnsupportedError(
+                f"{self.name} cannot build for {request.target} without the device"
+                + (f"; it builds for {', '.join(targets)}" if targets else "")
+            )
 
     @abstractmethod
     def _gpu(self, request: CompileRequest) -> Gpu | None:
-        """Return the device to build on and run on, or None where the build needs none and there is none."""
+        """Return the device to build on and run on, or None where the engine is only built."""
+
+    def _why_not_run(self, request: CompileRequest) -> str:
+        """Return why an engine is only built, empty where that was asked for."""
+        return ""
 
     @abstractmethod
-    def _target(self, options: BackendOptions, gpu: Gpu | None) -> str:
-        """Return the compute capability to build for, such as `sm_89`."""
+    def _target(self, gpu: Gpu | None) -> str:
+        """Return the compute capability to build for where the request names none, such as `sm_89`."""
+
+    @abstractmethod
+    def _tuned_on(self, gpu: Gpu | None) -> str | None:
+        """Return the name of the device that an engine is tied to, or None where it fits all of its target."""
 
     @abstractmethod
     def _provider(self, target: str) -> str:
@@ -161,11 +192,13 @@ class TensorRTFamily(Backend):
         """Set what the options ask for, and return the facts about it."""
         options = request.options
         assert isinstance(options, FamilyOptions)
-        if options.tf32:
+        # All other precisions are in the graph itself, whose types TensorRT keeps to.
+        tf32 = request.precision == "tf32"
+        if tf32:
             build.config.set_flag(trt.BuilderFlag.TF32)
         else:
             build.config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT's own default is on
-        facts: dict[str, Scalar] = {"tf32": options.tf32}
+        facts: dict[str, Scalar] = {"tf32": tf32}
         if request.dynamic is not None:
             build.set_profile({spec.name: request.dynamic.bounds(spec) for spec in request.artifact.inputs})
             facts["profile"] = _profile(request.dynamic)
@@ -177,14 +210,15 @@ class TensorRTFamily(Backend):
     def _built(self, trt: Any, build: Build, request: CompileRequest, gpu: Gpu | None) -> None:
         """Keep what a successful build left behind for the next one."""
 
-    def _unrunnable(self, plan: Any, card: EngineCard) -> Session:
-        return TargetEngine(plan, card)
-
     def _open(
         self, trt: Any, plan: Any, card: EngineCard, gpu: Gpu, request: CompileRequest, engine_dir: Path | None
     ) -> EngineSession:
         """Return a session; `engine_dir` is where the plan was read from, None for one just built."""
-        return EngineSession(trt, plan, card, gpu=gpu, artifact=request.artifact)
+        options = request.options
+        assert isinstance(options, FamilyOptions)
+        return self._session(
+            trt, plan, card, gpu=gpu, artifact=request.artifact, cuda_graph=options.cuda_graph, engine_dir=engine_dir
+        )
 
     def _started(self, session: EngineSession, request: CompileRequest) -> EngineSession:
         """Finish what the compiler leaves to the first run."""
@@ -222,25 +256,40 @@ def _import_reason(module: str, failure: str) -> str:
 
 
 def usable_driver(module: str) -> Driver:
-    """Return the driver, if it is new enough for the CUDA version that the installed distribution was built for.
+    """Return the driver, if all that is needed to run on its devices is there and fits it.
 
     Raises:
-        UnavailableError: There is no driver or no device, or the driver is too old.
+        UnavailableError: There is no driver or no device, the driver is too old for the CUDA version that a
+            distribution was built for, or cuda-bindings is missing.
     """
     driver = cuda_device.driver()
-    for major, branch in DRIVER_BRANCH.items():
-        if _installed(f"{module}_cu{major}") and driver.cuda[0] < major:
-            served = ".".join(map(str, driver.cuda))
-            raise UnavailableError(
-                f"the NVIDIA driver is too old: it serves CUDA {served}, {module}_cu{major} needs CUDA {major}",
-                hint=f"update the NVIDIA driver to {branch} or newer",
-            )
+    for major, names in _parts(module).items():
+        cuda_device.require(driver, names[0], major)
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        raise UnavailableError(
+            f"{BINDINGS}, which moves data to the device, is not installed",
+            hint=f"pip install '{BINDINGS}<{driver.cuda[0] + 1}'",
+        )
+    version = metadata.version(BINDINGS)
+    cuda_device.require(driver, f"{BINDINGS} {version}", int(version.partition(".")[0]))
     return driver
 
 
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _parts(module: str) -> dict[int, list[str]]:
+    """Return CUDA major version -> the installed distributions of a module that are built for it."""
+    start = f"{module.replace('_', '-')}-cu"
+    parts = {
+        major: [name for name in names if name.startswith(start)] for major, names in cuda_device.cuda_parts().items()
+    }
+    return {major: names for major, names in parts.items() if names}
+
+
+def _misfit(card: EngineCard, gpu: Gpu, version: str) -> str | None:
+    """Return why an engine does not fit a device and a version: `for sm_120, and this is sm_89`."""
+    if card.target != gpu.target:
+        return f"for {card.target}, and this device is {gpu.target}"
+    if card.tuned_on not in (None, gpu.name):
+        return f"on {card.tuned_on}, and this device is another"
+    if card.version != version:
+        return f"by {card.backend} {card.version}, and this is {version}"
+    return None

@@ -7,49 +7,38 @@ kept in a runtime cache beside the engine.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from backends.cuda_device import Gpu
 from backends.tensorrt_build import Build
-from backends.tensorrt_family import FamilyOptions, TensorRTFamily, usable_driver
+from backends.tensorrt_family import TensorRTFamily, usable_driver
 from backends.tensorrt_session import EngineCard, EngineSession
-from harness import registry
-from harness.api import Availability, BackendOptions, Capabilities, CompileRequest, Scalar
+from harness.api import Availability, Capabilities, CompileRequest, Scalar
 from harness.errors import CompileError, UnavailableError, UnsupportedError
+from harness.precisions import PRECISIONS
+
+if TYPE_CHECKING:
+    from harness.api import Tensors
 
 TARGETS = {"sm_75": "SM75", "sm_80": "SM80", "sm_86": "SM86", "sm_89": "SM89", "sm_120": "SM120", "sm_121": "SM121"}
 """Compute capability -> member of `tensorrt_rtx.ComputeCapability` in 1.7."""
 DEFAULT_TARGET = "sm_89"
+"""What to build for where nothing is asked for and there is no device."""
 RUNTIME_CACHE = "runtime.cache"
-
-
-class RtxOptions(FamilyOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of TensorRT-RTX. It searches no alternatives, so the native builder's level would do nothing."""
-
-    target: (
-        Annotated[
-            str,
-            msgspec.Meta(
-                description="compute capability to build for, such as sm_89; "
-                f"left out: this machine's device, or {DEFAULT_TARGET} where there is none"
-            ),
-        ]
-        | None
-    ) = None
+RUNS_UNTIL_RECORDED = 2
+"""TensorRT-RTX records its CUDA graph in the second run."""
 
 
 class RtxSession(EngineSession):
     """An engine whose kernels are compiled at its first run, unless the runtime cache has them."""
 
-    def __init__(self, trt: Any, plan: Any, card: EngineCard, *, engine_dir: Path | None, **rest: Any) -> None:
-        """As the base; `engine_dir` is where a runtime cache may lie."""
+    def __init__(self, trt: Any, plan: Any, card: EngineCard, *, engine_dir: Path | None = None, **rest: Any) -> None:
+        """As the base; a runtime cache may lie in `engine_dir`."""
         path = engine_dir / RUNTIME_CACHE if engine_dir else None
         self._known = path.read_bytes() if path is not None and path.is_file() else b""
         self._warm = False
         self._cache: Any = None
-        super().__init__(trt, plan, card, **rest)
+        super().__init__(trt, plan, card, engine_dir=engine_dir, **rest)
 
     def facts(self) -> dict[str, Scalar]:
         kernels = f"from a runtime cache of {len(self._known)} bytes" if self._warm else "compiled in this process"
@@ -63,13 +52,46 @@ class RtxSession(EngineSession):
         super().close()
         self._cache = None
 
+    def settle(self, inputs: Tensors) -> None:
+        """Run until all kernels are compiled and, where that is asked for, TensorRT has recorded its CUDA graph.
+
+        Raises:
+            UnsupportedError: It runs without a graph.
+        """
+        self.bind(inputs)
+        for _ in range(RUNS_UNTIL_RECORDED if self._cuda_graph else 1):
+            self.execute()
+            self.synchronize()
+        self._check_graph()
+
     def _create_context(self, engine: Any) -> Any:
+        trt = self._trt
         config = engine.create_runtime_config()
         self._cache = config.create_runtime_cache()
         # A cache of another device or version is refused, which costs a compilation and changes no result.
         self._warm = bool(self._known) and bool(self._cache.deserialize(self._known))
         config.set_runtime_cache(self._cache)
-        return engine.create_execution_context(runtime_config=config)
+        # The default compiles kernels for a shape in the background while it runs slower ones: latency would fall
+        # at some point of the measurement.
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        if self._cuda_graph:
+            whole = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = whole
+            if config.cuda_graph_strategy != whole:
+                raise self._not_recorded("TensorRT refused the setting")
+        context = engine.create_execution_context(runtime_config=config)
+        self._check_graph()
+        return context
+
+    def _record(self) -> None:
+        self._run = self._enqueue  # TensorRT records and replays by itself, from the second run on
+        self._enqueue()
+
+    def _check_graph(self) -> None:
+        # It only warns, and goes on without.
+        if self._cuda_graph and (why := self._messages.no_graph()):
+            raise self._not_recorded(why)
 
 
 class TensorRTRTX(TensorRTFamily):
@@ -77,15 +99,15 @@ class TensorRTRTX(TensorRTFamily):
 
     name = "tensorrt-rtx"
     summary = "NVIDIA TensorRT for RTX: builds for a GPU that need not be here"
-    capabilities = Capabilities(source="onnx", devices=("cuda",), compile_targets=tuple(TARGETS), dynamic_shapes=True)
+    capabilities = Capabilities(
+        source="onnx",
+        devices=("cuda",),
+        precisions={"cuda": PRECISIONS},
+        compile_targets=tuple(TARGETS),
+        dynamic_shapes=True,
+    )
     modules = ("tensorrt_rtx",)
-    Options = RtxOptions
-
-    @classmethod
-    def check(cls, options: BackendOptions) -> None:
-        assert isinstance(options, RtxOptions)
-        if options.target is not None and options.target not in TARGETS:
-            raise registry.unknown("target", options.target, TARGETS)
+    _session = RtxSession
 
     @classmethod
     def _without_device(cls, versions: dict[str, str], why: UnavailableError) -> Availability:
@@ -93,7 +115,7 @@ class TensorRTRTX(TensorRTFamily):
         return Availability(available=True, versions=versions, reason=reason, hint=why.hint)
 
     def _gpu(self, request: CompileRequest) -> Gpu | None:
-        if not request.device.startswith("cuda"):
+        if request.target is not None or not request.device.startswith("cuda"):
             return None
         try:
             driver = usable_driver(self.modules[0])
@@ -101,15 +123,23 @@ class TensorRTRTX(TensorRTFamily):
             return None
         return driver.gpu(request.device)
 
-    def _target(self, options: BackendOptions, gpu: Gpu | None) -> str:
-        assert isinstance(options, RtxOptions)
-        target = options.target or (gpu.target if gpu else DEFAULT_TARGET)
+    def _why_not_run(self, request: CompileRequest) -> str:
+        if request.target is not None or not request.device.startswith("cuda"):
+            return ""
+        try:
+            usable_driver(self.modules[0])
+        except UnavailableError as exc:
+            return exc.message
+        return ""
+
+    def _target(self, gpu: Gpu | None) -> str:
+        target = gpu.target if gpu else DEFAULT_TARGET
         if target not in TARGETS:
-            raise UnsupportedError(
-                f"{self.name} cannot build for {target}; it builds for {', '.join(TARGETS)}",
-                hint="name one of them with the option target",
-            )
+            raise UnsupportedError(f"{self.name} cannot build for {target}; it builds for {', '.join(TARGETS)}")
         return target
+
+    def _tuned_on(self, gpu: Gpu | None) -> str | None:
+        return None  # the part that depends on the device is compiled at the first run
 
     def _provider(self, target: str) -> str:
         return f"TensorRT-RTX {target}"
@@ -122,19 +152,15 @@ class TensorRTRTX(TensorRTFamily):
         build.config.num_compute_capabilities = 1
         if capability is None or not build.config.set_compute_capability(capability, 0):
             raise CompileError(f"tensorrt_rtx {trt.__version__} cannot build for {target}")
+        if request.dynamic is not None:
+            facts["specialization"] = "eager"
         return {**facts, "jit": "left to the first run on the device"}
-
-    def _open(
-        self, trt: Any, plan: Any, card: EngineCard, gpu: Gpu, request: CompileRequest, engine_dir: Path | None
-    ) -> EngineSession:
-        return RtxSession(trt, plan, card, engine_dir=engine_dir, gpu=gpu, artifact=request.artifact)
 
     def _started(self, session: EngineSession, request: CompileRequest) -> EngineSession:
         # Compiling the kernels is part of compiling: without this the first measured run would pay for it.
+        assert isinstance(session, RtxSession)
         try:
-            session.bind(request.artifact.input_set(0))
-            session.execute()
-            session.synchronize()
+            session.settle(request.artifact.input_set(0))
         except BaseException:  # whatever ends it, Ctrl-C too, the device memory is freed; it goes on up
             session.close()
             raise

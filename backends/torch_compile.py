@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from backends.torch_module import TorchSession, prepare, probe_torch, saved_facts
+from backends.torch_cuda import Place, Recording, watch
+from backends.torch_errors import INSTALL, in_words, tell
+from backends.torch_module import (
+    PRECISIONS,
+    TorchOptions,
+    described,
+    prepare,
+    probe_torch,
+    settle,
+)
+from backends.torch_package import build_package, open_package
+from backends.torch_placement import placement
+from backends.torch_session import Inputs, SavedFacts, TorchSession, saved_facts
+from backends.torch_shapes import cut, mark, not_free, ones, sizes_of_one
 from harness.api import (
     Availability,
     Backend,
@@ -21,15 +35,16 @@ from harness.api import (
     Session,
     TensorSpec,
 )
-from harness.errors import CompileError, RunError, UnsupportedError, UsageError
+from harness.errors import CompileError, UnavailableError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-PACKAGE = "model.pt2"
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes in which Inductor replays CUDA graphs."""
 
 
-class TorchCompileOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TorchCompileOptions(TorchOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of torch.compile."""
 
     mode: Annotated[
@@ -38,7 +53,6 @@ class TorchCompileOptions(BackendOptions, frozen=True, kw_only=True, forbid_unkn
     ] = "default"
     fullgraph: Annotated[bool, msgspec.Meta(description="fail at a graph break instead of splitting the graph")] = False
     freezing: Annotated[bool, msgspec.Meta(description="fold weights into the code as constants")] = False
-    channels_last: Annotated[bool, msgspec.Meta(description="store images as NHWC")] = False
     aot: Annotated[bool, msgspec.Meta(description="build an AOTInductor package, loadable without compiling")] = False
 
 
@@ -47,7 +61,7 @@ class TorchCompile(Backend):
 
     name = "torch-compile"
     summary = "torch.compile (Inductor), just in time or as an AOTInductor package"
-    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), dynamic_shapes=True)
+    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, dynamic_shapes=True)
     modules = ("torch", "torch._inductor")
     Options = TorchCompileOptions
 
@@ -60,6 +74,16 @@ class TorchCompile(Backend):
         assert isinstance(options, TorchCompileOptions)
         if options.aot and options.fullgraph:
             raise UsageError("torch-compile: aot=true always captures the full graph; leave out fullgraph")
+        if options.aot and options.mode == "reduce-overhead":
+            raise UsageError(
+                "torch-compile: mode=reduce-overhead does nothing in a package, which aot=true builds",
+                hint="aot=true,cuda_graph=true replays a package as one CUDA graph",
+            )
+        if options.cuda_graph and not options.aot:
+            raise UsageError(
+                "torch-compile: cuda_graph=true is for packages, which aot=true builds",
+                hint="mode=reduce-overhead lets Inductor record CUDA graphs itself",
+            )
 
     @classmethod
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
@@ -72,84 +96,59 @@ class TorchCompile(Backend):
 
     def compile(self, request: CompileRequest) -> Session:
         options = _options(request)
-        with request.stage("load"):
-            module = prepare(request, channels_last=options.channels_last)
-            arguments = _arguments(request, channels_last=options.channels_last)
-        with request.stage("build"):
-            if options.aot:
-                return self._build_package(module, arguments, request, options)
-            compiled = _compiled(module, options)
-            facts = _trace(compiled, arguments, request.dynamic, request.artifact.inputs)
-            notes = _notes(facts)
-            for ones in _ones(request.dynamic):
-                # Sizes of 1 have code of their own; the sweep will ask for it, and it belongs to this engine.
-                cut = _cut(arguments, request, ones)
-                facts["graphs"] = _trace(compiled, cut, request.dynamic, request.artifact.inputs)["graphs"]
-        return self._session(compiled, request, options, facts=facts, notes=notes)
+        with in_words():
+            with request.stage("load"):
+                module, place, facts = prepare(request)
+                _require_triton(place)
+                inputs = _inputs(request, place)
+            with request.stage("build"):
+                if options.aot:
+                    nodes = build_package(module, inputs.tensors, request, _inductor_config(options))
+                    facts |= {"graphs": 1, "graph_breaks": 0, "aot": True}
+                    saved = SavedFacts(facts=facts, placement=nodes, card=place.card())
+                    return _packaged(request.engine_dir, request, place, saved, inputs)
+                traced = _first_calls(module, inputs, request, place)
+                for sizes in ones(request.dynamic):
+                    # Sizes of 1 have code of their own; the sweep will ask for it, and it belongs to this engine.
+                    small = cut(inputs.tensors, request, sizes)
+                    _call(traced.compiled, small, request.dynamic, request.artifact.inputs)
+            facts |= {**traced.facts, "graphs": _graphs()}
+            notes = [*_notes(facts), *traced.notes]
+            if options.mode == "reduce-overhead" and place.stream is None:
+                notes.append("mode=reduce-overhead means CUDA graphs: on a CPU it changes nothing")
+            saved = SavedFacts(facts=facts, notes=notes, card=place.card())
+            return _session(traced.compiled, module, request, place, saved, inputs)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import torch._inductor.config
 
-        options = _options(request)
-        facts, notes = saved_facts(engine_dir)
-        # Nothing is left to compile: a pool of compiler processes would only take memory and start-up time.
-        torch._inductor.config.compile_threads = 1
-        if options.aot:
-            return self._session(_open_package(engine_dir, request), request, options, facts=facts, notes=notes)
-        module = prepare(request, channels_last=options.channels_last)
-        arguments = _arguments(request, channels_last=options.channels_last)
-        compiled = _compiled(module, options)
-        found = _trace(compiled, arguments, request.dynamic, request.artifact.inputs)
-        if ones := _sizes_of_one(request):
-            notes = [*notes, f"torch.compile does not generalise over sizes of 1: {ones} runs a graph of its own"]
-        if not found["cache_hits"] or (request.dynamic and _missed()):
-            notes = [*notes, "a warm start found no graph for this shape in Inductor's cache and compiled it anew"]
-        return self._session(compiled, request, options, facts=facts, notes=notes)
+        with in_words():
+            if _options(request).aot:
+                place, _ = settle(request)
+                return _packaged(engine_dir, request, place, saved_facts(engine_dir, place), _inputs(request, place))
+            # Nothing is left to compile: a pool of compiler processes would only take memory and start-up time.
+            torch._inductor.config.compile_threads = 1
+            saved = saved_facts(engine_dir, settle(request)[0])  # an engine that does not fit costs no loading
+            module, place, _ = prepare(request)
+            _require_triton(place)
+            inputs = _inputs(request, place)
+            traced = _first_calls(module, inputs, request, place)
+            notes = list(dict.fromkeys([*saved.notes, *traced.notes]))
+            if sizes := sizes_of_one(request):
+                notes.append(f"torch.compile does not generalise over sizes of 1: {sizes} runs a graph of its own")
+            if not traced.facts["cache_hits"] or (request.dynamic and _missed()):
+                notes.append("a warm start found no graph for this shape in Inductor's cache and compiled it anew")
+            saved = msgspec.structs.replace(saved, notes=notes)
+            return _session(traced.compiled, module, request, place, saved, inputs)
 
-    def _build_package(
-        self,
-        module: torch.nn.Module,
-        arguments: list[torch.Tensor],
-        request: CompileRequest,
-        options: TorchCompileOptions,
-    ) -> Session:
-        import torch
-        import torch._inductor
 
-        config = _inductor_config(options)
-        if _ones(request.dynamic):
-            # Code for sizes from 2 on is right for 1 too; a package would refuse it. Too large a size is still refused.
-            config["aot_inductor.check_lowerbound"] = False
-        with torch.inference_mode():
-            try:
-                program = torch.export.export(
-                    module,
-                    tuple(arguments),
-                    dynamic_shapes=_export_shapes(module, request) if request.dynamic else None,
-                )
-            except torch._dynamo.exc.UserError as exc:
-                if request.dynamic is None:
-                    raise
-                raise _not_free(request.dynamic, exc) from exc
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(request.engine_dir / PACKAGE), inductor_configs=config
-            )
-        facts: dict[str, Scalar] = {"graphs": 1, "graph_breaks": 0, "aot": True}
-        return self._session(_open_package(request.engine_dir, request), request, options, facts=facts, notes=[])
+@dataclass(frozen=True, kw_only=True)
+class _Traced:
+    """A compiled module after its first calls, in which everything was compiled and recorded."""
 
-    @staticmethod
-    def _session(
-        call: Any,  # a compiled module or a package
-        request: CompileRequest,
-        options: TorchCompileOptions,
-        *,
-        facts: dict[str, Scalar],
-        notes: list[str],
-    ) -> Session:
-        provider = ("aot-inductor" if options.aot else "inductor") + f" {request.device}"
-        return TorchSession(
-            call, request, provider=provider, channels_last=options.channels_last, facts=facts, notes=notes
-        )
+    compiled: Any
+    facts: dict[str, Scalar]
+    notes: list[str]
 
 
 def _options(request: CompileRequest) -> TorchCompileOptions:
@@ -157,14 +156,33 @@ def _options(request: CompileRequest) -> TorchCompileOptions:
     return request.options
 
 
-def _arguments(request: CompileRequest, *, channels_last: bool) -> list[torch.Tensor]:
+def _require_triton(place: Place) -> None:
+    from torch.utils._triton import has_triton_package
+
+    if place.stream is not None and not has_triton_package():
+        raise UnavailableError(
+            "Inductor needs Triton on a CUDA device, and it is not installed", hint=f"{INSTALL}, which brings Triton"
+        )
+
+
+def _inputs(request: CompileRequest, place: Place) -> Inputs:
+    """Return the session's inputs, filled: what is traced and recorded with them then fits the session exactly."""
     import torch
 
-    with torch.inference_mode():  # Dynamo guards on the kind of tensor: make the kind that bind() makes
-        tensors = [torch.tensor(array, device=request.device) for array in request.artifact.input_set(0).values()]
-        if channels_last:
-            tensors = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
-        return tensors
+    inputs = Inputs(request, place)
+    with torch.inference_mode():
+        inputs.fill(request.artifact.input_set(0).values())
+    if _records(request, place) and request.dynamic is None:
+        for tensor in inputs.tensors:
+            # Else a copy of each would be part of every replay, which no other backend's CUDA graph pays.
+            torch._dynamo.mark_static_address(tensor)
+    return inputs
+
+
+def _records(request: CompileRequest, place: Place) -> bool:
+    """Return whether Inductor is asked to record CUDA graphs."""
+    options = _options(request)
+    return place.stream is not None and options.mode in CUDA_GRAPHS and not options.aot
 
 
 def _inductor_config(options: TorchCompileOptions) -> dict[str, Any]:
@@ -176,37 +194,69 @@ def _inductor_config(options: TorchCompileOptions) -> dict[str, Any]:
     return config
 
 
-def _compiled(module: torch.nn.Module, options: TorchCompileOptions) -> Any:
+def _first_calls(module: torch.nn.Module, inputs: Inputs, request: CompileRequest, place: Place) -> _Traced:
+    """Compile by calling; where Inductor uses CUDA graphs, twice more: to record them, and to replay them."""
     import torch
 
-    return torch.compile(module, fullgraph=options.fullgraph, options=_inductor_config(options))
+    options = _options(request)
+    compiled: Any = torch.compile(module, fullgraph=options.fullgraph, options=_inductor_config(options))
+    if not _records(request, place):
+        _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
+        return _Traced(compiled=compiled, facts=_counted(), notes=[])
+    with watch(place.device) as recording, torch.inference_mode():
+        _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
+        for _ in range(2):
+            compiled(*inputs.tensors)
+        place.stream.synchronize()
+    facts = {**_counted(), "cuda_graphs": recording.graphs}
+    return _Traced(compiled=compiled, facts=facts, notes=_left_out(recording, options.mode))
 
 
-def _trace(
-    compiled: Any, arguments: list[torch.Tensor], dynamic: DynamicShapes | None, specs: tuple[TensorSpec, ...]
-) -> dict[str, Scalar]:
-    """Call for the first time at a shape, which compiles. Return what the process' counters say after it."""
+def _left_out(recording: Recording, mode: str) -> list[str]:
+    """Say what runs without a CUDA graph though the mode asks for them."""
+    reasons = "; ".join(recording.skipped)
+    if not recording.graphs:
+        return [f"mode={mode} recorded no CUDA graph: {reasons or 'Inductor gives no reason'}"]
+    return [f"parts run outside of the {recording.graphs} CUDA graph(s): {reasons}"] if reasons else []
+
+
+def _call(
+    compiled: Any, arguments: Sequence[torch.Tensor], dynamic: DynamicShapes | None, specs: tuple[TensorSpec, ...]
+) -> Any:  # whatever the module returns
+    """Call for the first time at a shape, which compiles."""
     import torch
-    from torch._dynamo.utils import counters
     from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
     if dynamic is not None:
-        _mark(arguments, dynamic, specs)
+        mark(arguments, dynamic, specs)
     try:
         with torch.inference_mode():
-            compiled(*arguments)
+            return compiled(*arguments)
     except torch._dynamo.exc.Unsupported as exc:
         raise UnsupportedError(f"graph break with fullgraph=true: {exc}", hint="leave out fullgraph") from exc
     except ConstraintViolationError as exc:
         assert dynamic is not None
-        raise _not_free(dynamic, exc) from exc
+        raise not_free(dynamic, exc) from exc
     except torch._dynamo.exc.TorchDynamoException as exc:
+        tell(exc)
         raise CompileError(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _counted() -> dict[str, Scalar]:
+    """Return what this process' counters say after the first call."""
+    from torch._dynamo.utils import counters
+
     return {
-        "graphs": int(counters["stats"]["unique_graphs"]),
+        "graphs": _graphs(),
         "graph_breaks": sum(counters["graph_break"].values()),
         "cache_hits": int(counters["inductor"]["fxgraph_cache_hit"]),
     }
+
+
+def _graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def _missed() -> int:
@@ -214,73 +264,6 @@ def _missed() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["inductor"]["fxgraph_cache_miss"])
-
-
-def _not_free(dynamic: DynamicShapes, exc: Exception) -> UnsupportedError:
-    return UnsupportedError(
-        f"torch cannot leave {' and '.join(dynamic.ranges)} free in this model: {exc}",
-        hint="leave out dynamic=true: every shape then gets its own engine",
-    )
-
-
-def _mark(arguments: list[torch.Tensor], dynamic: DynamicShapes, specs: tuple[TensorSpec, ...]) -> None:
-    """Leave the axes of the sweep free. An axis of size 1 cannot be: Dynamo always compiles for it alone."""
-    import torch
-
-    for tensor, spec in zip(arguments, specs, strict=True):
-        for axis, (low, high) in enumerate(zip(*dynamic.bounds(spec), strict=True)):
-            if low != high and tensor.shape[axis] > 1:
-                torch._dynamo.mark_dynamic(tensor, axis, min=max(low, 2), max=high)
-
-
-def _ones(dynamic: DynamicShapes | None) -> list[tuple[str, ...]]:
-    """Return the sets of free dimensions that may be 1 together in the sweep."""
-    may = [name for name, (low, _) in dynamic.ranges.items() if low == 1] if dynamic else []
-    return [chosen for size in range(1, len(may) + 1) for chosen in itertools.combinations(may, size)]
-
-
-def _cut(arguments: list[torch.Tensor], request: CompileRequest, ones: tuple[str, ...]) -> list[torch.Tensor]:
-    """Return the arguments with the named dimensions cut to size 1."""
-    import torch
-
-    assert request.dynamic is not None
-    out = []
-    with torch.inference_mode():
-        for tensor, spec in zip(arguments, request.artifact.inputs, strict=True):
-            for axis, name in request.dynamic.axes.get(spec.name, {}).items():
-                if name in ones:
-                    tensor = tensor.narrow(axis, 0, 1)
-            out.append(tensor.clone())
-    return out
-
-
-def _sizes_of_one(request: CompileRequest) -> str:
-    """Return the dimensions of the sweep that are 1 in this request, such as `batch=1`."""
-    if request.dynamic is None:
-        return ""
-    found = {
-        name: None
-        for spec in request.artifact.inputs
-        for axis, name in request.dynamic.axes.get(spec.name, {}).items()
-        if name in request.dynamic.ranges and spec.shape[axis] == 1
-    }
-    return ", ".join(f"{name}=1" for name in found)
-
-
-def _export_shapes(module: torch.nn.Module, request: CompileRequest) -> dict[str, Any]:
-    """Return torch.export's `dynamic_shapes`: parameter of `forward` -> what is free in it, nested as it is."""
-    import torch
-
-    dynamic = request.dynamic
-    assert dynamic is not None
-    free = {
-        name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in dynamic.ranges.items() if low != high
-    }
-    shapes = [
-        {axis: free[name] for axis, name in dynamic.axes.get(spec.name, {}).items() if name in free}
-        for spec in request.artifact.inputs
-    ]
-    return dict(inspect.signature(module.forward).bind(*shapes).arguments)
 
 
 def _notes(facts: dict[str, Scalar]) -> list[str]:
@@ -292,12 +275,36 @@ def _notes(facts: dict[str, Scalar]) -> list[str]:
     )
 
 
-def _open_package(engine_dir: Path, request: CompileRequest) -> Any:
-    import torch
-    import torch._inductor
+def _packaged(
+    engine_dir: Path, request: CompileRequest, place: Place, saved: SavedFacts, inputs: Inputs
+) -> TorchSession:
+    session = TorchSession(
+        open_package(engine_dir, request, place),
+        request,
+        place,
+        provider=described(request, "aot-inductor"),
+        inputs=inputs,
+        saved=saved,
+    )
+    if _options(request).cuda_graph:
+        session.capture()
+    return session
 
-    torch.set_num_threads(request.threads)
-    try:
-        return torch._inductor.aoti_load_package(str(engine_dir / PACKAGE))
-    except RuntimeError as exc:
-        raise RunError(f"the AOTInductor package does not load: {exc}") from exc
+
+def _session(
+    compiled: Any,  # a module, as torch.compile returns it
+    module: torch.nn.Module,
+    request: CompileRequest,
+    place: Place,
+    saved: SavedFacts,
+    inputs: Inputs,
+) -> TorchSession:
+    return TorchSession(
+        compiled,
+        request,
+        place,
+        provider=described(request, "inductor"),
+        inputs=inputs,
+        saved=saved,
+        locate=partial(placement, module, request, place),
+    )

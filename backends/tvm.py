@@ -44,7 +44,7 @@ class TVM(Backend):
 
     name = "tvm"
     summary = "Apache TVM: Relax with kernels tuned by MetaSchedule"
-    capabilities = Capabilities(source="onnx", devices=("cpu",), precisions=("fp32",), dynamic_shapes=True)
+    capabilities = Capabilities(source="onnx", devices=("cpu",), dynamic_shapes=True)
     modules = ("tvm", "tvm.relax", "tvm.relax.frontend.onnx", "tvm.s_tir.meta_schedule")
     Options = Options
 

@@ -19,7 +19,8 @@ import click
 from harness import __version__, registry
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.history import cli as history
-from harness.parameters import Amount, Sizes, Whole
+from harness.options import placement, precision, subject
+from harness.parameters import Amount, ClockRate, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 DEFAULT_OUT = "results"
@@ -74,48 +75,6 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
-def _subject(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what is exported."""
-    for add in reversed(
-        (
-            click.option(
-                "--model",
-                "models",
-                multiple=True,
-                show_default="resnet50",
-                help="Comma-separated: a name of harness models, a .onnx or .pt2 file, package.module:factory, "
-                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny",
-            ),
-            click.option(
-                "--dim",
-                "dims",
-                multiple=True,
-                metavar="NAME=SIZE,...",
-                help="Size of a free dimension, or several: --dim sequence=128,512",
-            ),
-            click.option(
-                "--shape",
-                "shapes",
-                multiple=True,
-                metavar="INPUT=2x3x224x224",
-                help="Shape of an input: another way to set its free dimensions.",
-            ),
-            click.option(
-                "--weights",
-                metavar="seeded|pretrained|FILE",
-                help="Where weights come from.  [default: seeded; what it brings for a model of your own]",
-            ),
-            click.option(
-                "--inputs",
-                metavar="PATH",
-                help="Your own inputs instead of drawn ones: an .npz file, or a folder of such or of images.",
-            ),
-        )
-    ):
-        command = add(command)
-    return command
-
-
 _seed = click.option(
     "--seed",
     type=Whole(0, (1 << 32) - 1),
@@ -142,7 +101,7 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 
 
 @cli.command()
-@_subject
+@subject
 @click.option(
     "--suite", metavar="NAME", help="A set of models: vision, nlp, diffusion, speech, micro, quick, reference"
 )
@@ -153,6 +112,8 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     show_default="all",
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
+@precision
+@placement
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
 @click.option("--batch", type=Sizes(), show_default="1", help="Items in one inference; 1,4,32: a sweep.")
 @click.option("--dynamic", is_flag=True, help="Beside each engine one that takes all shapes of the sweep.")
@@ -167,6 +128,14 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     show_default=True,
     help="Sets of fresh processes to measure in.",
 )
+@click.option(
+    "--builds",
+    type=Whole(1, 100),
+    default=1,
+    show_default=True,
+    help="Independent builds of each case; how they differ enters the verdict.",
+)
+@click.option("--parallel", is_flag=True, help="Measure several devices at the same time; they may disturb each other.")
 @click.option(
     "--budget",
     type=Amount(),
@@ -188,6 +157,15 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     default=None,
     help="GiB that one worker may take.  [default: 85 % of this machine's]",
 )
+@click.option(
+    "--lock-clocks",
+    type=ClockRate(),
+    is_flag=False,
+    flag_value="base",
+    metavar="[MHZ]",
+    help="Hold the GPU's SM clock while measuring, at its base clock or at so many MHz, and give it back afterwards. "
+    "Needs root. Without this no clock is ever changed.",
+)
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
 @history.label_option
@@ -208,6 +186,9 @@ def compare(**given: Any) -> int:
       harness compare --model my_package.nets:detector --inputs photos/ --backends all
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
+      harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
+      harness compare --model yolov8x --target sm_89
+      harness compare --device cuda --builds 3 --backends eager,tensorrt,torch-compile
       harness compare --backends all --quick --json > table.json
       harness compare --resume last
 
@@ -281,7 +262,7 @@ def models(name: str | None, as_json: bool) -> int:
 
 
 @cli.command()
-@_subject
+@subject
 @click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
 @_seed
 @_threads

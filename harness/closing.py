@@ -22,6 +22,8 @@ def of_run(summary: RunSummary) -> str:
         said.append("No case was measured.")
     elif len(workloads) == 1:
         said.append(workloads[0].closing)
+    elif all(one.workload.target for one in workloads):
+        return " ".join([*said, *(f"{one.workload.model.label}: {one.closing}" for one in workloads)])
     elif summary.suite:
         said += _of_suite(summary.suite, len(workloads))
         said += _all_outputs(measured)
@@ -50,7 +52,9 @@ def of_workload(summary: WorkloadSummary, asked: Sequence[str]) -> str:
     workload = summary.workload
     measured = [row for row in summary.rows if row.compute]
     said: list[str] = []
-    if workload.failure and not measured:
+    if workload.target and not workload.failure:
+        said += _built(workload.target, summary.rows)
+    elif workload.failure and not measured:
         said.append(f"Nothing can be compared: {workload.failure.message.rstrip('.')}.")
     elif not measured:
         reasons = [f"{row.case.id} ({words(row.case.status)})" for row in summary.rows]
@@ -66,6 +70,19 @@ def of_workload(summary: WorkloadSummary, asked: Sequence[str]) -> str:
     if measured:
         said += [*_outputs(summary.rows, summary.seeded), *_missing(summary, asked), *_doubt(summary)]
     return " ".join(said)
+
+
+def _built(target: str, rows: Sequence[CaseSummary]) -> list[str]:
+    """Return what was compiled for a device that is not there, and what could not be."""
+    built = [row.case for row in rows if row.case.status == "compiled"]
+    others = [row.case for row in rows if row.case.status != "compiled"]
+    said = [
+        f"For {target}, {case.id} took {case.stages['compile']:.1f} s"
+        + (f" and made {case.engine_bytes / 1e6:.1f} MB." if case.engine_bytes else ".")
+        for case in built
+    ] or [f"Nothing was compiled for {target}."]
+    left = [f"{case.id} ({words(case.status)})" for case in others]
+    return [*said, f"Not compiled: {listed(left)}."] if left else said
 
 
 def words(status: str) -> str:
@@ -219,13 +236,19 @@ def _missing(summary: WorkloadSummary, asked: Sequence[str]) -> list[str]:
 
 
 def _doubt(summary: WorkloadSummary) -> list[str]:
-    if not (summary.suspicious and summary.control):
-        return []
-    ratio = summary.control.ratio
-    return [
-        f"Do not trust this run: two identical workers of {summary.baseline} differ, ratio {ratio.value:.3f} "
-        f"(99 % interval {ratio.low:.3f} to {ratio.high:.3f}). Measure again on a quieter machine."
-    ]
+    said = []
+    if disturbed := [row.case.id for row in summary.rows if row.disturbed]:
+        said.append(
+            f"Do not trust this run: the GPU was disturbed in every window of {listed(disturbed)}, by what the notes "
+            "say. Measure again on a GPU that is left alone and can hold its clocks."
+        )
+    if summary.suspicious and summary.control:
+        ratio = summary.control.ratio
+        said.append(
+            f"Do not trust this run: two identical workers of {summary.baseline} differ, ratio {ratio.value:.3f} "
+            f"(99 % interval {ratio.low:.3f} to {ratio.high:.3f}). Measure again on a quieter machine."
+        )
+    return said
 
 
 def _overlap(one: Estimate, other: Estimate) -> bool:

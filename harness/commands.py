@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -14,10 +15,11 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, doctor, environment, memory, registry
+from harness import __version__, clocks, doctor, environment, memory, nvml, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
+from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
 from harness.errors import StoreError, UsageError
 from harness.export import Recipe, ensure_artifact
@@ -27,8 +29,9 @@ from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, folder_bytes, make_folder, users_path
 from harness.plan import asked_variants
+from harness.precisions import parse_precisions
 from harness.progress import Narrator
-from harness.records import Run, Settings
+from harness.records import Environment, Run, Settings
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -56,7 +59,8 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         comparison = Comparison(run, variants, folder, narrator)
         narrator.done(f"run {folder.path}")
         try:
-            comparison.execute()
+            with clocks.locked(run.settings.lock_clocks, list(run.settings.devices), narrator.done):
+                comparison.execute()
         except KeyboardInterrupt:
             interrupted = True
         except StoreError as exc:
@@ -82,14 +86,23 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
 
 
 def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
-    for one, other in (("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")):
+    conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
+    conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
+    for one, other in conflicts:
         if {one, other} <= explicit:
-            names = {"as_json": "--json", "format_": "--format"}
+            names = {"as_json": "--json", "format_": "--format", "devices": "--device", "card": "--for"}
             raise UsageError(
                 f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
             )
     if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {"models": "model", "dims": "dim", "shapes": "shape"}
+        singular = {
+            "models": "model",
+            "dims": "dim",
+            "shapes": "shape",
+            "devices": "device",
+            "card": "for",
+            "precisions": "precision",
+        }
         flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
         raise UsageError(f"--resume takes everything from the run; leave out {flags}")
 
@@ -101,6 +114,8 @@ def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
         changes["models"] = ()
     if "models" in explicit and "suite" not in explicit:
         changes["suite"] = None
+    if "devices" in explicit:
+        changes["target"] = changes["card"] = None
     if "launches" in explicit and "quick" not in explicit:
         changes["quick"] = False
     return {**given, **changes}
@@ -111,14 +126,26 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
+    machine = environment.describe(doctor.advice(doctor.examine()))
+    devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
+    if given["parallel"] and len(devices) < 2:
+        raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
-    amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
     settings = Settings(
         models=models,
         suite=given["suite"],
         root=str(root),
         asked=list(given["backends"]),
         cases=[],
+        devices=tuple(devices),
+        precisions=parse_precisions(given["precisions"]),
+        calibration=_calibration(given["calibration"]),
+        calibration_samples=given["calibration_samples"],
+        calibration_method=given["calibration_method"],
+        device_chosen=given["devices"] != AUTO,
+        targets=parse_targets(given["target"], given["card"]),
+        builds=given["builds"],
+        parallel=given["parallel"],
         baseline=given["baseline"],
         dynamic=given["dynamic"],
         input_sets=given["input_sets"],
@@ -130,8 +157,9 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         memory_limit_bytes=int(limit * 2**30) if limit else environment.default_memory_limit(),
         quick=given["quick"],
         cold=given["cold"],
+        lock_clocks=given["lock_clocks"],
         **subject,
-        **amounts,
+        **_amounts(given),
     )
     variants = asked_variants(settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
@@ -144,7 +172,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         state="running",
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
-        environment=environment.describe(doctor.advice(doctor.examine())),
+        environment=machine,
         workloads=workloads,
         labels=list(dict.fromkeys(given["labels"])),
         project=environment.project(root),
@@ -155,6 +183,21 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
+
+
+def _calibration(path: str | None) -> str | None:
+    if path is None:
+        return None
+    if not users_path(path).exists():
+        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
+    return str(users_path(path))
+
+
+def _amounts(given: dict[str, Any]) -> dict[str, Any]:
+    """Return how much is measured. Every build is measured in equally many launches."""
+    amounts = QUICK if given["quick"] else {"launches": given["launches"], "rounds": ROUNDS, "slice_s": SLICE_S}
+    rounds_of_builds = math.ceil(amounts["launches"] / given["builds"])
+    return {**amounts, "launches": rounds_of_builds * given["builds"]}
 
 
 def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
@@ -206,7 +249,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
     now = environment.describe(run.environment.advice)
-    if (now.cpu, now.libraries) != (run.environment.cpu, run.environment.libraries):
+    if _machine(now) != _machine(run.environment):
         raise UsageError(
             f"run {run.id} was made with other hardware or library versions; its parts would not be comparable",
             hint="start anew with harness compare",
@@ -220,6 +263,12 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
     labels = list(dict.fromkeys([*run.labels, *given["labels"]]))
     settings = msgspec.structs.replace(run.settings, **changes)
     return folder, msgspec.structs.replace(run, settings=settings, labels=labels)
+
+
+def _machine(of: Environment) -> tuple[object, ...]:
+    """Return what must stay the same for two parts of a run to be comparable."""
+    cards = [(gpu.get("name"), gpu.get("driver_version")) for gpu in of.gpus]
+    return of.cpu, of.libraries, cards
 
 
 def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:

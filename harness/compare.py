@@ -6,22 +6,27 @@ Every finished step is saved at once, so that nothing is lost to an interruption
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from harness import environment, memory, registry
+from harness import devices, environment, memory, registry
 from harness.artifact import Artifact, TensorSpec
-from harness.compiling import Compiled, Compiler, blank_case
+from harness.cases import blank_case
+from harness.compiling import Compiled, Compiler
+from harness.conversion import Calibration, ensure_converted
 from harness.engines import EngineStore
-from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UsageError
+from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.export import Recipe, ensure_artifact, is_exported
 from harness.launcher import Launcher
 from harness.ledger import Ledger, Page
 from harness.measuring import Measuring
 from harness.modelspec import BATCH
 from harness.plan import Variant
+from harness.precisions import CONVERTED
 from harness.progress import Narrator
 from harness.records import REUSED, Case, Failure, ModelInfo, Run, Workload
 from harness.rounds import describe
@@ -29,6 +34,7 @@ from harness.store import RunFolder
 from harness.workloads import dynamic_ranges
 
 WEIGHTS = "weights.safetensors"
+STOPPING_S = 0.2
 
 
 class Comparison:
@@ -40,6 +46,7 @@ class Comparison:
         self._variants = variants
         self._say = narrator
         self._dynamic: dict[str, Artifact | HarnessError] = {}
+        self._converted: dict[tuple[Path, str], Artifact | HarnessError] = {}
         self._failed: dict[Path, Case] = {}
         self._launcher = Launcher(
             logs=folder.logs,
@@ -69,11 +76,11 @@ class Comparison:
                 self._ledger.update(state="running")
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]
                 artifacts = [self._export(page) for page in pages]
-                for number, (page, artifact) in enumerate(zip(pages, artifacts, strict=True), 1):
-                    if artifact is not None:
-                        if len(pages) > 1:
-                            self._say.done(f"{page.workload.key} ({number}/{len(pages)})")
-                        self._compare(page, artifact, engines)
+                work = [(page, artifact) for page, artifact in zip(pages, artifacts, strict=True) if artifact]
+                if self._settings.parallel:
+                    self._side_by_side(work, engines)
+                else:
+                    self._one_by_one(work, engines)
                 self._ledger.update(state="finished")
             except BaseException:  # Ctrl-C, a full disk or a defect of ours: the run stays resumable in any case
                 with suppress(StoreError):  # the first error is the one to show
@@ -81,14 +88,40 @@ class Comparison:
                 raise
         return self.run
 
+    def _one_by_one(self, work: Sequence[tuple[Page, Artifact]], engines: EngineStore) -> None:
+        for number, (page, artifact) in enumerate(work, 1):
+            if len(self.run.workloads) > 1:
+                self._say.done(f"{page.workload.key} ({number}/{len(work)})")
+            self._compare(page, artifact, engines)
+
+    def _side_by_side(self, work: Sequence[tuple[Page, Artifact]], engines: EngineStore) -> None:
+        """Carry out the workloads of each device in a thread of its own, one after another within the thread."""
+        lanes: dict[str, list[tuple[Page, Artifact]]] = {}
+        for page, artifact in work:
+            lanes.setdefault(page.workload.device, []).append((page, artifact))
+        with ThreadPoolExecutor(max_workers=max(1, len(lanes))) as pool:
+            running = [pool.submit(self._one_by_one, lane, engines) for lane in lanes.values()]
+            try:
+                for lane in as_completed(running):
+                    lane.result()
+            except BaseException:  # Ctrl-C, a full disk or a defect of ours ends all lanes, and goes on up
+                self._ledger.stop()
+                while any(not lane.done() for lane in running):  # a lane may have been about to start the next worker
+                    self._launcher.kill_all()
+                    wait(running, timeout=STOPPING_S)
+                self._ledger.go_on()
+                raise
+
     def _compare(self, page: Page, artifact: Artifact, engines: EngineStore) -> None:
         compiled = self._compile(page, artifact, engines)
         Measuring(page, artifact, self._settings, self._launcher, self._say).measure(compiled)
         for case in page.workload.cases:
-            if case.engine and (case.failure is None or case.status == "drifted"):
-                engines.prune(Path(case.engine).parent)
-            elif case.engine:  # it was built, and did not run: it is no engine for a later run to start from
-                engines.forget(Path(case.engine).parent)
+            sound = case.failure is None or case.status == "drifted"
+            for folder in [build.engine for build in case.builds] or [case.engine or ""]:
+                if folder and sound:
+                    engines.prune(Path(folder).parent)
+                elif folder:  # it was built, and did not run: it is no engine for a later run to start from
+                    engines.forget(Path(folder).parent)
 
     # ---- export
 
@@ -117,6 +150,7 @@ class Comparison:
         if workload.failure is not None:  # of the first try of a resumed run
             page.change(failure=None, cases=[])
         page.update(dims=manifest.dims, batch=manifest.dims.get(BATCH, 1), info=_model_info(artifact, cached=cached))
+        self._convert_all(page, artifact)
         return artifact
 
     def _recipe(self, workload: Workload) -> Recipe:
@@ -163,6 +197,52 @@ class Comparison:
             )
         return made
 
+    def _in_precision(self, page: Page, graph: Artifact, precision: str) -> Artifact:
+        """Return an artifact's graph in another precision, made once.
+
+        Raises:
+            UnsupportedError: The graph cannot be had in it.
+            ExportError: The conversion failed.
+        """
+        key = (graph.folder, precision)
+        if key not in self._converted:
+            settings = self._settings
+            self._say.doing(f"converting {page.workload.key} to {precision}")
+            calibration = Calibration(
+                source=settings.calibration, samples=settings.calibration_samples, method=settings.calibration_method
+            )
+            try:
+                converted, cached = ensure_converted(
+                    graph,
+                    precision,
+                    calibration,
+                    self._launcher,
+                    weights=self._recipe(page.workload).weights,
+                    on_progress=self._say.detail,
+                )
+                self._converted[key] = converted
+                took = "from the cache" if cached else f"{converted.manifest.export_s:.1f} s"
+                self._say.done(f"converted {page.workload.key} to {precision}: {took}")
+            except (ExportError, OutOfMemory, UnsupportedError) as exc:
+                self._converted[key] = exc
+        made = self._converted[key]
+        if isinstance(made, HarnessError):
+            raise made
+        for note in made.manifest.notes:
+            page.note(note)
+        return made
+
+    def _convert_all(self, page: Page, artifact: Artifact) -> None:
+        """Make the converted graphs that some case will want: what is wrong with calibration inputs shows early."""
+        for variant in self._variants:
+            kind = registry.backend(variant.backend)
+            case = blank_case(self._settings, page.workload, variant)
+            offered = case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
+            wanted = kind.capabilities.source == "onnx" and case.precision in CONVERTED and offered
+            if wanted and not variant.parsed().dynamic:
+                with suppress(ExportError, OutOfMemory, UnsupportedError):  # it becomes the row of the case
+                    self._in_precision(page, artifact, case.precision)
+
     def _too_large(self, workload: Workload) -> str | None:
         needed = memory.to_export(workload.model, workload.dims)
         room = min(self._settings.memory_limit_bytes, environment.memory_bytes())
@@ -201,6 +281,7 @@ class Comparison:
             engines,
             self._say.detail,
             dynamic=lambda: self._dynamic_artifact(page.workload, artifact),
+            converted=lambda graph, precision: self._in_precision(page, graph, precision),
             failed=self._failed,
         )
         done = {case.id: case for case in page.workload.cases}
@@ -227,7 +308,7 @@ class Comparison:
         return compiler.resumed(variant, before)
 
     def _warn_of_another_device(self, page: Page, case: Case) -> None:
-        wanted = self._settings.device
+        wanted = page.workload.device
         if case.failure is None and case.status != "compiled" and case.device != wanted:
             page.note(f"{case.id} runs on {case.device}, not on {wanted}: its ratio compares the devices too")
 

@@ -3,44 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from harness import environment, protocol, registry
+from harness import devices, environment, nvml, protocol, refusals, registry
 from harness.api import Backend
 from harness.artifact import Artifact, sha256
+from harness.cases import blank_case
 from harness.engines import FILES, MANIFEST, Engine, EngineStore, backend_cache
-from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnavailableError, UnsupportedError
-from harness.export import DEFAULT_OPSET, INPUT_SETS
+from harness.errors import (
+    ExportError,
+    HarnessError,
+    OutOfMemory,
+    StoreError,
+    UnavailableError,
+    UnsupportedError,
+)
+from harness.grouping import NONE, Memory
 from harness.launcher import Launcher, OnProgress, Worker
-from harness.modelspec import BATCH
-from harness.paths import FREE_SPACE, folder_bytes, make_folder
+from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
+from harness.precisions import CONVERTED
 from harness.protocol import CaseSpec
-from harness.records import REUSED, Case, Failure, Settings, Workload
+from harness.records import REUSED, Build, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
 from harness.sourcecode import source_files
 from harness.store import now_utc
 
 SLUG_CHARACTERS = 60
-DEFAULT_TIMEOUT_S = 900.0
-"""Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """A case after its compilation. `seat` is None where there is nothing to measure."""
+    """A case after its compilation. Without seats there is nothing to measure."""
 
     case: Case
-    seat: Seat | None = None
-    resident_bytes: int = 0
+    seats: tuple[Seat, ...] = ()
+    """One for each independent build; launches take them in turn."""
+    memory: Memory = NONE
+    """What a worker that holds the engine takes."""
     shared: bool = False
     """Whether an earlier point of the sweep compiled the engine."""
 
@@ -58,17 +64,19 @@ class Compiler:
         on_progress: OnProgress,
         *,
         dynamic: Callable[[], Artifact],
+        converted: Callable[[Artifact, str], Artifact],
         failed: dict[Path, Case],
     ) -> None:
         """Take what all cases of a workload share.
 
-        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free; it is asked for only where
-        a case wants it, and may raise `ExportError`. `failed` remembers, from one point of the sweep to the next, which
-        of the engines for all of it could not be compiled.
+        `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free, `converted` an artifact's
+        graph in another precision; they are asked for only where a case wants them, and may raise. `failed` remembers,
+        from one point of the sweep to the next, which of the engines for all of it could not be compiled.
         """
         self._failed = failed
         self._artifact = artifact
         self._dynamic = dynamic
+        self._converted = converted
         self._workload = workload
         self._settings = settings
         self._launcher = launcher
@@ -77,13 +85,25 @@ class Compiler:
         self._machine = f"{environment.cpu_model()} {launcher.python}"
 
     def compile(self, variant: Variant) -> Compiled:
-        """Compile a variant; whatever goes wrong becomes the case's status and failure."""
+        """Compile a variant as often as asked; whatever goes wrong becomes the case's status and failure."""
+        builds = [self._compile(variant, 0)]
+        for number in range(1, self._number_of_builds(variant)):
+            if builds[-1].case.failure is not None:
+                break
+            builds.append(self._compile(variant, number))
+        return _together(builds)
+
+    def _number_of_builds(self, variant: Variant) -> int:
+        # Without an engine there is nothing that could come out differently.
+        return self._settings.builds if registry.backend(variant.backend).capabilities.saves_engines else 1
+
+    def _compile(self, variant: Variant, build: int) -> Compiled:
         try:
-            spec, seat, case = self.describe(variant)
-        except (ExportError, OutOfMemory) as exc:  # there is no dynamic export
+            spec, seat, case = self.describe(variant, build)
+        except (ExportError, OutOfMemory, UnsupportedError) as exc:  # there is no such graph
             log = Path(exc.log) if exc.log else None
             return Compiled(case=self.refused(variant, exc.status, describe(exc, "export", log)))
-        attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile.log")
+        attempt = _Attempt(log=self._launcher.logs / f"{seat.slug}-compile{build or ''}.log")
         folder = Path(spec.engine_dir).parent
         if spec.fed_by is not None and (engine := self._engines.read(folder)) is not None:
             return dataclasses.replace(self.finished(case, seat, engine), shared=True)
@@ -119,25 +139,32 @@ class Compiler:
             if spec.fed_by is not None:
                 self._failed[folder] = case
             return Compiled(case=case)
-        return self.finished(case, seat, engine)
+        done = self.finished(case, seat, engine)
+        notes = [*done.case.notes, *([attempt.replaces] if attempt.replaces else [])]
+        return dataclasses.replace(done, case=msgspec.structs.replace(done.case, notes=notes))
 
-    def describe(self, variant: Variant) -> tuple[CaseSpec, Seat, Case]:
+    def describe(self, variant: Variant, build: int = 0) -> tuple[CaseSpec, Seat, Case]:
         """Return what a worker, a launch and the record need to know of a variant before it is compiled."""
         kind = registry.backend(variant.backend)
         options = variant.parsed()
         case = self._case(variant)
-        graph = self._dynamic() if options.dynamic and kind.capabilities.dynamic_shapes else self._artifact
+        dynamic = options.dynamic and kind.capabilities.dynamic_shapes
+        graph = self._dynamic() if dynamic else self._artifact
+        if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
+            graph = self._converted(graph, case.precision)
         threads = case.threads
         spec = CaseSpec(
             backend=variant.backend,
             options=variant.options,
             artifact=str(graph.folder),
-            fed_by=None if graph is self._artifact else str(self._artifact.folder),
+            fed_by=str(self._artifact.folder) if dynamic else None,
             device=case.device,
+            target=case.target,
             precision=case.precision,
             threads=threads,
+            build=build,
             engine_dir="",
-            cache_dir=str(backend_cache(variant.backend)),
+            cache_dir=str(backend_cache(variant.backend, build)),
         )
         folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind)) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
@@ -149,8 +176,13 @@ class Compiler:
         )
         return spec, seat, case
 
+    @staticmethod
+    def _offers(kind: type[Backend], case: Case) -> bool:
+        # What a backend lacks is refused before it is started: no graph is converted for it.
+        return case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
+
     def _built_by(self, kind: type[Backend]) -> str:
-        """Return what an engine depends on beside its case: the CPU, the interpreter, and the backend's own code."""
+        """Return what an engine is found again by beside its case: processor, interpreter, the backend's own code."""
         return "\n".join([self._machine, *map(sha256, source_files(kind))])
 
     def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
@@ -162,35 +194,41 @@ class Compiler:
 
     def resumed(self, variant: Variant, case: Case) -> Compiled | None:
         """Return a case that an interrupted run has compiled, or None where its engine is gone."""
-        try:
-            _, seat, fresh = self.describe(variant)
-        except (ExportError, OutOfMemory):
-            return None
-        engine = self._engines.read(Path(seat.spec.engine_dir).parent)
-        if engine is None or engine.created != case.engine_created:
-            return None
-        again = self.finished(fresh, seat, engine)
-        return Compiled(case=case, seat=again.seat, resident_bytes=again.resident_bytes)
+        created = [build.engine_created for build in case.builds] or [case.engine_created or ""]
+        again = []
+        for number, when in enumerate(created):
+            try:
+                _, seat, fresh = self.describe(variant, number)
+            except (ExportError, OutOfMemory, UnsupportedError):
+                return None
+            engine = self._engines.read(Path(seat.spec.engine_dir).parent)
+            if engine is None or engine.created != when or engine.hardware != _hardware(seat.spec):
+                return None
+            again.append(self.finished(fresh, seat, engine))
+        return dataclasses.replace(_together(again), case=case)
 
-    def _earlier(self, folder: Path, versions: dict[str, str]) -> Engine | None:
+    def _earlier(self, folder: Path, hardware: str, attempt: _Attempt) -> Engine | None:
         for path, engine in self._engines.earlier(folder):
-            if engine.versions != versions:
+            if changed := _changed(engine, attempt.versions, hardware):
+                attempt.replaces = attempt.replaces or f"compiled anew, as the engine of {engine.created} was {changed}"
                 continue
             try:
                 # Without the manifest, which marks it as complete and is written when all of it is there.
                 ignored = shutil.ignore_patterns(MANIFEST)
                 shutil.copytree(
-                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=_link_or_copy
+                    path, folder, symlinks=True, ignore=ignored, dirs_exist_ok=True, copy_function=link_or_copy
                 )
             except OSError:  # another run deleted it meanwhile, or the disk is full: compiling will tell
                 shutil.rmtree(folder, ignore_errors=True)
                 make_folder(folder / FILES, "the engine folder")
                 continue
+            attempt.replaces = ""
             facts = {**engine.opened.facts, REUSED: engine.created}
             return msgspec.structs.replace(engine, opened=msgspec.structs.replace(engine.opened, facts=facts))
         return None
 
     def _build(self, seat: Seat, attempt: _Attempt) -> Engine:
+        refusals.refuse_unsupported(seat.spec, self._settings.device_chosen)
         with self._launcher.start(attempt.log.stem, seat.environment, threads=seat.spec.threads) as worker:
             try:
                 return self._steps(seat.spec, worker, attempt)
@@ -209,21 +247,26 @@ class Compiler:
                 imported.probed.reason or "it gave no reason",
                 hint=imported.probed.hint or registry.install_hint(spec.backend),
             )
-        _refuse_unsupported(spec)
-        if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, attempt.versions)):
+        refusals.refuse_unseen(spec, imported.probed)
+        hardware = _hardware(spec)
+        if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, hardware, attempt)):
             return engine
         attempt.stage = "compile"
         opened = worker.call(
             protocol.Compile(case=spec), protocol.Opened, timeout_s=limit, on_progress=self._on_progress
         )
+        refusals.refuse_elsewhere(spec, opened)
         parts = dict(opened.seconds)
         attempt.stages |= {"compile": parts.pop("total"), **parts}
-        resident = 0
+        resident = on_card = 0
+        card = nvml.card(spec.device) if spec.target is None else None
+        free = card.free_bytes if card else None
         if opened.runnable:
             for stage in ("first_run", "second_run"):
                 attempt.stage = stage.replace("_", " ")
                 attempt.stages[stage] = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
             resident = worker.resident_bytes()
+            on_card = card.taken_bytes(worker.pid, free) if card else 0
         attempt.stage = "save"
         attempt.stages["save"] = worker.call(protocol.Save(), protocol.Took, timeout_s=limit).seconds
         worker.note_peak()
@@ -231,11 +274,13 @@ class Compiler:
         return Engine(
             versions=attempt.versions,
             version=next(iter(attempt.versions.values()), None),
+            hardware=hardware,
             stages=attempt.stages,
             opened=opened,
             engine_bytes=folder_bytes(Path(spec.engine_dir)) if saves else None,
             peak_compile_bytes=worker.peak_bytes,
             resident_bytes=resident,
+            device_bytes=on_card,
             created=now_utc(),
         )
 
@@ -251,13 +296,16 @@ class Compiler:
             provider=engine.opened.provider,
             stages=engine.stages,
             facts=engine.opened.facts,
+            placement=engine.opened.placement,
             notes=engine.opened.notes,
             engine_bytes=engine.engine_bytes,
             engine=seat.spec.engine_dir,
             engine_created=engine.created,
             peak_compile_bytes=engine.peak_compile_bytes,
         )
-        return Compiled(case=case, seat=seat if engine.opened.runnable else None, resident_bytes=engine.resident_bytes)
+        seats = (seat,) if engine.opened.runnable else ()
+        memory = Memory(host_bytes=engine.resident_bytes, device_bytes=engine.device_bytes)
+        return Compiled(case=case, seats=seats, memory=memory)
 
 
 @dataclass(kw_only=True)
@@ -265,57 +313,46 @@ class _Attempt:
     """How far a compilation came, for the row it gets when it fails."""
 
     log: Path
-    stage: str = "start"
+    stage: str = "plan"
     stages: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     peak_bytes: int = 0
+    replaces: str = ""
+    """Why an engine of an earlier run was not used again, where there was one."""
 
 
-def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case:
-    """Return the record of a case that nothing has happened to yet."""
-    device = _device(registry.backend(variant.backend).capabilities.devices, settings.device)
-    return Case(
-        id=variant.id,
-        backend=variant.backend,
-        options=variant.options,
-        device=device,
-        precision=workload.precision,
-        batch=workload.batch,
-        threads=variant.parsed().threads or settings.threads,
-        status="interrupted",
-        reproduce=reproduce(settings, workload, variant),
+def _together(builds: list[Compiled]) -> Compiled:
+    """Return the builds of a case as one: what is known of the first, and the seats of all. A failed one ends it."""
+    first, last = builds[0], builds[-1]
+    if len(builds) == 1:
+        return first
+    if (failure := last.case.failure) is not None:
+        failure = msgspec.structs.replace(failure, message=f"build {len(builds)}: {failure.message}")
+        return dataclasses.replace(last, case=msgspec.structs.replace(last.case, failure=failure))
+    cases = [build.case for build in builds]
+    case = msgspec.structs.replace(
+        first.case,
+        notes=list(dict.fromkeys(note for one in cases for note in one.notes)),
+        builds=[
+            Build(
+                engine=one.engine or "",
+                engine_created=one.engine_created or "",
+                engine_bytes=one.engine_bytes,
+                stages=one.stages,
+                peak_compile_bytes=one.peak_compile_bytes or 0,
+            )
+            for one in cases
+        ],
     )
-
-
-def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
-    """Return the command that runs one case again."""
-    words = ["harness", "compare", "--model", workload.model.text, "--backends", variant.id.partition("#")[0]]
-    defaults: Mapping[str, int] = {BATCH: 1}
-    if workload.model.kind == "reference":
-        defaults = registry.model_class(workload.model.name).dims
-    sizes = {name: [size] for name, size in workload.asked.items()}
-    if variant.options.get("dynamic"):  # its engine is for the whole sweep
-        sizes |= {name: several for name, several in settings.dims.items() if name in sizes}
-    for name, several in sizes.items():
-        if several != [defaults.get(name)]:
-            text = ",".join(map(str, several))
-            words += ["--batch", text] if name == BATCH else ["--dim", f"{name}={text}"]
-    if workload.model.kind != "reference":
-        for name, shape in settings.shapes.items():
-            words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
-    words += ["--weights", settings.weights] if settings.weights else []
-    words += ["--inputs", settings.inputs] if settings.inputs else []
-    for flag, value, default in (
-        ("--input-sets", settings.input_sets, INPUT_SETS),
-        ("--seed", settings.seed, 0),
-        ("--threads", settings.threads, environment.default_threads()),
-        ("--opset", settings.opset, DEFAULT_OPSET),
-        ("--timeout", settings.timeout_s, DEFAULT_TIMEOUT_S),
-        ("--memory-limit", settings.memory_limit_bytes / 2**30, environment.default_memory_limit() / 2**30),
-    ):
-        if value != default:
-            words += [flag, str(int(value) if float(value).is_integer() else value)]
-    return shlex.join(words)
+    return Compiled(
+        case=case,
+        seats=tuple(seat for build in builds for seat in build.seats),
+        memory=Memory(
+            host_bytes=max(build.memory.host_bytes for build in builds),
+            device_bytes=max(build.memory.device_bytes for build in builds),
+        ),
+        shared=all(build.shared for build in builds),
+    )
 
 
 def _identity(graph: Artifact) -> str:
@@ -323,30 +360,21 @@ def _identity(graph: Artifact) -> str:
     return f"{graph.hash} {sorted(graph.manifest.dynamic.items())}"
 
 
+def _hardware(spec: CaseSpec) -> str:
+    if spec.target is not None or devices.kind(spec.device) == devices.CPU:
+        return ""
+    return environment.gpu_identity(spec.device)
+
+
+def _changed(engine: Engine, versions: dict[str, str], hardware: str) -> str:
+    """Return what an engine was built with or on that is another now; empty where all is as it was."""
+    names = [name for name in {**engine.versions, **versions} if engine.versions.get(name) != versions.get(name)]
+    if names:
+        then = ", ".join(f"{name} {engine.versions.get(name, '-')}" for name in names)
+        return f"built with {then}, and this is {', '.join(versions.get(name, '-') for name in names)}"
+    return f"built on {engine.hardware or '-'}, and this is {hardware or '-'}" if engine.hardware != hardware else ""
+
+
 def _slug(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
     return name if len(name) <= SLUG_CHARACTERS else f"{name[:20]}-{name[-(SLUG_CHARACTERS - 21) :]}"
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    # An engine is as large as its model. Two names for one file are enough: engines are not written to again.
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
-
-
-def _device(supported: tuple[str, ...], wanted: str) -> str:
-    if wanted.partition(":")[0] in supported:
-        return wanted
-    return supported[0] if supported[0] == "cpu" else f"{supported[0]}:0"
-
-
-def _refuse_unsupported(spec: CaseSpec) -> None:
-    capabilities = registry.backend(spec.backend).capabilities
-    if spec.options.get("dynamic") and not capabilities.dynamic_shapes:
-        raise UnsupportedError(f"{spec.backend} builds engines for one shape only", hint="leave out dynamic=true")
-    if spec.precision not in capabilities.precisions:
-        raise UnsupportedError(
-            f"{spec.backend} has no precision {spec.precision}; it has {', '.join(capabilities.precisions)}"
-        )

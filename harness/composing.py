@@ -37,8 +37,9 @@ def composed(
     for one in workloads:
         workload = one.workload
         if workload.model.kind == "reference" and workload.model.name in wanted and (ordinary or is_default)(workload):
-            parts.setdefault((workload.model.name, one.seeded, workload.precision), one)
-    kinds = dict.fromkeys((seeded, precision) for _, seeded, precision in parts)
+            kind = (workload.model.name, one.seeded, workload.device)
+            parts.setdefault(kind, one)
+    kinds = dict.fromkeys((seeded, device) for _, seeded, device in parts)
     return [
         _figure(figure, {model: parts[(model, *kind)] for model in figure.calls})
         for figure in figures

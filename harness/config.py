@@ -30,8 +30,8 @@ else:
 
 FILE = Path("harness.toml")
 """Looked for in the working folder."""
-NOT_IN_FILE = {"help", "resume", "verbose", "quiet", "as_json"}
-"""What belongs to one call, not to a project."""
+NOT_IN_FILE = {"help", "resume", "verbose", "quiet", "as_json", "lock_clocks"}
+"""What belongs to one call, not to a project; and what changes the machine is to be asked for each time."""
 STORE = "store"
 URL = "url"
 

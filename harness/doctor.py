@@ -12,7 +12,8 @@ from typing import Literal
 
 import psutil
 
-from harness import environment
+from harness import environment, nvml
+from harness.gpu import SLOWDOWNS
 from harness.measure import now_ns
 from harness.paths import cache_root
 
@@ -22,6 +23,8 @@ BUSY_LOAD_PER_CORE = 0.1
 FREE_MEMORY_BYTES = 4 << 30
 FREE_DISK_BYTES = 5 << 30
 STEAL_SHARE = 0.01
+FAR_BELOW_MAX = 0.75
+"""Of a GPU's highest SM clock: a working card that is below is held down by something."""
 SPIN_SECONDS = 0.5
 SPIN_SPREAD = 0.05
 
@@ -40,6 +43,7 @@ def examine(*, spin: bool = True) -> list[Finding]:
     """Look at everything that disturbs measurements; `spin` adds half a second of measuring the clock itself."""
     checks: list[Callable[[], Finding | None]] = [
         _load, _governor, _turbo, _smt, _memory, _swap, _steal, _throttling, _container, _battery, _disk, _gpus,
+        _gpu_clocks, _gpu_processes,
     ]  # fmt: skip
     if spin:
         checks.append(_spin)
@@ -193,12 +197,51 @@ def _gpus() -> Finding:
     found = environment.gpus()
     if not found:
         return Finding(what="GPU", level="good", figure="no NVIDIA driver answers; everything runs on the CPU")
-    lazy = [gpu["name"] for gpu in found if gpu.get("persistence_mode") == "Disabled"]
+    lazy = [gpu for gpu in found if gpu.get("persistence_mode") == "Disabled"]
     return Finding(
         what="GPU",
         level="warn" if lazy else "good",
-        figure="; ".join(f"{gpu['name']}, driver {gpu['driver_version']}" for gpu in found),
+        figure="; ".join(f"{gpu.get('name', 'a GPU')}, driver {gpu.get('driver_version', 'unknown')}" for gpu in found),
         advice="sudo nvidia-smi -pm 1 keeps the driver loaded between processes." if lazy else "",
+    )
+
+
+def _gpu_clocks() -> Finding | None:
+    """Look for clocks that something holds down: heat, power, or a setting that somebody forgot.
+
+    A card without work lowers its clocks by itself, which says nothing of how it measures.
+    """
+    figures, low = [], False
+    for index, card in enumerate(nvml.every_device()):
+        mhz, highest, slowed = card.sm_mhz, card.max_sm_mhz, card.slowdowns()
+        if mhz is None or highest is None:
+            continue
+        causes = [SLOWDOWNS[each] for each in sorted(slowed or ())]
+        resting = " without work" if card.idle else ""
+        held = card.idle is False and mhz < FAR_BELOW_MAX * highest
+        figures.append(f"GPU {index}: SM {mhz} of {highest} MHz{resting}{''.join(f', {cause}' for cause in causes)}")
+        low |= held or bool(causes)
+    if not figures:
+        return None
+    return Finding(
+        what="GPU clocks",
+        level="warn" if low else "good",
+        figure="; ".join(figures),
+        advice="See nvidia-smi -q -d PERFORMANCE for the cause; sudo nvidia-smi -rgc unlocks clocks." if low else "",
+    )
+
+
+def _gpu_processes() -> Finding | None:
+    listed = [(index, card.processes()) for index, card in enumerate(nvml.every_device())]
+    known = [(index, found) for index, found in listed if found is not None]
+    if not known:
+        return None
+    busy = [f"{len(found)} on GPU {index} ({', '.join(map(str, sorted(found)))})" for index, found in known if found]
+    return Finding(
+        what="GPU processes",
+        level="warn" if busy else "good",
+        figure="; ".join(busy) or "nobody else computes on a GPU",
+        advice="Stop them: windows that are measured beside another process are dropped." if busy else "",
     )
 
 

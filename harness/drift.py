@@ -59,11 +59,14 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     # Steps between neighbours: float32 1.2e-7, float16 9.8e-4, bfloat16 7.8e-3. A deep network adds up about a
-    # thousand roundings in float32 and ten in the half precisions; int8 has 127 steps for a whole tensor.
+    # thousand roundings in float32 and ten in the half precisions, among them TensorFloat-32 with the mantissa of
+    # float16; int8 has 127 steps for a whole tensor, and neighbours in float8 E4M3 are an eighth apart.
     "fp32": Limits(tolerance=1e-3, k=2, cosine=0.999),
+    "tf32": Limits(tolerance=1e-2, k=3, cosine=0.995),
     "fp16": Limits(tolerance=1e-2, k=3, cosine=0.995, dtypes=("float16",)),
     "bf16": Limits(tolerance=5e-2, k=3, cosine=0.99, dtypes=("bfloat16",)),
     "int8": Limits(tolerance=1e-1, k=3, cosine=0.99, dtypes=("float16",)),
+    "fp8": Limits(tolerance=2e-1, k=3, cosine=0.99, dtypes=("float16",)),
 }
 
 

@@ -27,10 +27,14 @@ class Engine(Record, frozen=True, kw_only=True):
 
     versions: dict[str, str]
     version: str | None
+    hardware: str = ""
+    """The GPU that it was built on and the driver; empty for the CPU, and for a target that need not be here."""
     stages: dict[str, float]
     opened: Opened
     engine_bytes: int | None
     peak_compile_bytes: int
+    device_bytes: int = 0
+    """Device memory of that worker after the second run; 0 where it takes none, or nobody can say."""
     resident_bytes: int
     """Memory of the worker that compiled it, after the second run: what measuring it will take at most."""
     created: str
@@ -41,9 +45,13 @@ def engines_root() -> Path:
     return cache_root() / "engines"
 
 
-def backend_cache(backend: str) -> Path:
-    """Return the folder in which a backend keeps what makes a later compile warm."""
-    return cache_root() / "backends" / backend
+def backend_cache(backend: str, build: int = 0) -> Path:
+    """Return the folder in which a backend keeps what makes a later compile warm.
+
+    Independent builds have a folder each: from one tuning database or timing cache they would all come out the same.
+    """
+    folder = cache_root() / "backends" / backend
+    return folder / f"build-{build}" if build else folder
 
 
 class EngineStore:
@@ -70,6 +78,10 @@ class EngineStore:
     def folder(self, spec: CaseSpec, case_id: str, artifact_hash: str, machine: str) -> Path:
         """Return where a case's engine belongs. `machine` is what engines are specific to, such as the CPU."""
         parts = [artifact_hash, spec.backend, sorted(spec.options.items()), spec.device, spec.precision, spec.threads]
+        if spec.target is not None:
+            parts.append(spec.target)
+        if spec.build:  # independent builds lie side by side
+            parts.append(spec.build)
         key = hashlib.sha256(msgspec.json.encode([parts, machine, case_id])).hexdigest()[:20]
         return self._root / key / self._run_id
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from harness import nvml
+from harness.errors import UnavailableError
 from harness.records import Environment, Project
 
 LIBRARIES = (
@@ -20,7 +22,6 @@ LIBRARIES = (
 )  # fmt: skip
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-NVIDIA_FIELDS = ("name", "driver_version", "memory.total", "clocks.max.sm", "power.limit", "persistence_mode")
 
 
 def describe(advice: list[str]) -> Environment:
@@ -108,22 +109,17 @@ def container() -> str | None:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Return name, driver, memory, clocks and power limit of every NVIDIA GPU that the driver reports."""
+    """Return name, driver, memory, clocks, power limit and link of every NVIDIA GPU that the driver reports."""
+    return [device.facts() for device in nvml.every_device()]
+
+
+def gpu_identity(device: str) -> str:
+    """Return what an engine for `cuda:N` depends on beside its compute capability: the card's name and the driver."""
     try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [
-        dict(zip(NVIDIA_FIELDS, (cell.strip() for cell in line.split(",")), strict=False))
-        for line in done.stdout.splitlines()
-        if line.strip()
-    ]
+        facts = nvml.device(device).facts()
+    except UnavailableError:
+        return "no GPU"
+    return f"{facts['name']}, driver {facts['driver_version']}"
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from harness.errors import ExportError
 from harness.graph_reference import check, export_graph
 from harness.measure import StageClock
 from harness.references import failed, specs, write_set
+from harness.torch_rules import set_rules
 
 if TYPE_CHECKING:
     import torch
@@ -59,12 +60,13 @@ def _export_module(model: Model, request: protocol.Export, progress: OnStep) -> 
 
     folder = Path(request.folder)
     torch.set_num_threads(request.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dims = _dims_before(model, request)
     progress(f"building {request.model.label}", None, None)
     loaded = weights.load(model, request.weights, dims, request.seed, request.model)
     dims = shapes.settle(model, request)
-    module = loaded.module.eval()
+    # On the CPU whatever devices there are: one reference for every device, and no error of a device's own in it.
+    module = loaded.module.eval().cpu()
+    set_rules()
     weights_bytes = _write_weights(module, folder / "weights.safetensors")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     sets = inputs.sets(model, request, dims)

@@ -108,6 +108,7 @@ class Worker:
             **os.environ,
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
             "PYTHONUNBUFFERED": "1",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the driver's tools count: `cuda:0` is the card that is watched
             "TMPDIR": str(self._scratch),  # what a compiler leaves behind goes away with the worker
             MARK: self._mark,
             **extra,
@@ -234,6 +235,16 @@ class Worker:
         for line in status.splitlines():
             if line.startswith("VmHWM:"):
                 self.peak_bytes = max(self.peak_bytes, int(line.split()[1]) * 1024)
+
+    @property
+    def pid(self) -> int:
+        """The number of the worker's own process."""
+        return self._process.pid
+
+    @property
+    def mark(self) -> str:
+        """The value of `MARK` in the environment of every process below the worker."""
+        return self._mark
 
     @property
     def closed(self) -> bool:
@@ -364,6 +375,7 @@ class Launcher:
         self.timeout_s = timeout_s
         self.python = python or sys.executable
         self._workers: list[Worker] = []
+        self._starting = threading.Lock()
 
     def __enter__(self) -> Launcher:
         return self
@@ -386,6 +398,25 @@ class Launcher:
             threads=threads or self.threads,
             memory_limit_bytes=self.memory_limit_bytes,
         )
-        self._workers = [known for known in self._workers if not known.closed]
-        self._workers.append(worker)
+        with self._starting:  # several devices may be measured at the same time
+            self._workers = [known for known in self._workers if not known.closed]
+            self._workers.append(worker)
         return worker
+
+    def kill_all(self) -> None:
+        """Kill every worker: whoever waits for an answer hears that it died."""
+        with self._starting:
+            for worker in self._workers:
+                worker.kill()
+
+    def owns(self, pid: int) -> bool:
+        """Say whether a process is this one or below it, or was started by one of its living workers."""
+        try:
+            process = psutil.Process(pid)
+            if os.getpid() in (pid, *(above.pid for above in process.parents())):
+                return True
+            with self._starting:
+                marks = {worker.mark for worker in self._workers}
+            return process.environ().get(MARK) in marks
+        except (psutil.Error, OSError):  # it is gone, or somebody else's
+            return False

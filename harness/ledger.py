@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import msgspec
 
 from harness.measure import now_ns
@@ -15,6 +19,8 @@ class Ledger:
     def __init__(self, run: Run, folder: RunFolder) -> None:
         self.run = run
         self._folder = folder
+        self._lock = threading.RLock()
+        self._stopped = False
         self._started_ns = now_ns()
         self._wall_before = run.wall_s
 
@@ -25,8 +31,31 @@ class Ledger:
             StoreError: The disk is full or the folder is gone; the run in memory has the change.
         """
         wall_s = self._wall_before + (now_ns() - self._started_ns) / 1e9
-        self.run = msgspec.structs.replace(self.run, wall_s=wall_s, **changes)
-        self._folder.save(self.run)
+        with self.changing():
+            self.run = msgspec.structs.replace(self.run, wall_s=wall_s, **changes)
+            self._folder.save(self.run)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the run while it is read, changed and put back: several devices may be measured at the same time.
+
+        Raises:
+            KeyboardInterrupt: The run was stopped. What its threads see fail after that is nobody's failure.
+        """
+        with self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt
+            yield
+
+    def stop(self) -> None:
+        """Take no more changes, until `go_on()`."""
+        with self._lock:
+            self._stopped = True
+
+    def go_on(self) -> None:
+        """Take changes again."""
+        with self._lock:
+            self._stopped = False
 
     def page(self, index: int) -> Page:
         """Return access to one workload."""
@@ -47,9 +76,10 @@ class Page:
 
     def change(self, **changes: object) -> None:
         """Change the workload in memory; the next `update()` saves it."""
-        workloads = list(self._ledger.run.workloads)
-        workloads[self._index] = msgspec.structs.replace(workloads[self._index], **changes)
-        self._ledger.run = msgspec.structs.replace(self._ledger.run, workloads=workloads)
+        with self._ledger.changing():
+            workloads = list(self._ledger.run.workloads)
+            workloads[self._index] = msgspec.structs.replace(workloads[self._index], **changes)
+            self._ledger.run = msgspec.structs.replace(self._ledger.run, workloads=workloads)
 
     def update(self, **changes: object) -> None:
         """Change the workload and save the run.

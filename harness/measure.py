@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from harness.errors import HarnessError, RunError
 
@@ -77,7 +79,7 @@ def sample(
     session: Session,
     inputs: dict[str, np.ndarray],
     *,
-    boundary: Boundary,
+    boundary: Literal["compute", "host-to-host"],
     min_iterations: int,
     min_seconds: float,
 ) -> list[int]:
@@ -106,20 +108,86 @@ def sample(
 
     once = compute if boundary == "compute" else host_to_host
     durations: list[int] = []
+    _repeat(lambda: durations.append(once()), durations, min_iterations, min_seconds)
+    return durations
+
+
+class DeviceTimer:
+    """Two CUDA events on a session's stream, through NVIDIA's own bindings: no framework is needed.
+
+    An event is a mark in the stream: the device stamps it when all that was enqueued before it is done, to about half
+    a microsecond. What lies between two marks may hold idle gaps in which the device waited for the host.
+    """
+
+    def __init__(self, stream: int, index: int) -> None:
+        """Make the events on device `index`, to which the stream belongs.
+
+        Raises:
+            RunError: The device refused.
+        """
+        self._cudart: Any = importlib.import_module("cuda.bindings.runtime")
+        self._stream = stream
+        self._call("cudaSetDevice", index)
+        self._start, self._stop = self._call("cudaEventCreate"), self._call("cudaEventCreate")
+
+    def once(self, session: Session) -> tuple[int, int]:
+        """Run one iteration; return the nanoseconds that the device took, and those that enqueuing kept the host."""
+        self._call("cudaEventRecord", self._start, self._stream)
+        start = now_ns()
+        session.execute()
+        enqueue_ns = now_ns() - start
+        self._call("cudaEventRecord", self._stop, self._stream)
+        session.synchronize()
+        self._call("cudaEventSynchronize", self._stop)
+        # In milliseconds, as a float.
+        return round(self._call("cudaEventElapsedTime", self._start, self._stop) * 1e6), enqueue_ns
+
+    def _call(self, function: str, *arguments: object) -> Any:  # an event, a number or nothing
+        error, *results = getattr(self._cudart, function)(*arguments)
+        if error != self._cudart.cudaError_t.cudaSuccess:
+            raise RunError(f"timing the device: {function} failed: {error.name}")
+        return results[0] if results else None
+
+
+def can_time_devices() -> bool:
+    """Say whether CUDA events can be placed here, which needs NVIDIA's Python bindings."""
+    try:
+        return importlib.util.find_spec("cuda.bindings.runtime") is not None
+    except ModuleNotFoundError:  # there is no package `cuda` at all
+        return False
+
+
+def sample_device(
+    session: Session, timer: DeviceTimer, *, min_iterations: int, min_seconds: float
+) -> tuple[list[int], list[int]]:
+    """Time iterations on the device until both minimums are reached.
+
+    Returns:
+        Durations on the device and of enqueuing, in nanoseconds, in call order.
+
+    Raises:
+        RunError: The session failed; the message names the iteration.
+    """
+    pairs: list[tuple[int, int]] = []
+    _repeat(lambda: pairs.append(timer.once(session)), pairs, min_iterations, min_seconds)
+    return [device for device, _ in pairs], [enqueue for _, enqueue in pairs]
+
+
+def _repeat(once: Callable[[], None], done: Sized, min_iterations: int, min_seconds: float) -> None:
+    """Call `once`, which adds to `done`, until both minimums are reached, without the garbage collector."""
     deadline = now_ns() + int(min_seconds * 1e9)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        while len(durations) < min_iterations or now_ns() < deadline:
-            durations.append(once())
+        while len(done) < min_iterations or now_ns() < deadline:
+            once()
     except HarnessError:
         raise
     except Exception as exc:  # whatever a library raises becomes one kind of error that names the iteration
-        raise RunError(f"iteration {len(durations)} failed: {exc}") from exc
+        raise RunError(f"iteration {len(done)} failed: {exc}") from exc
     finally:
         if collecting:
             gc.enable()
-    return durations
 
 
 def warm_up(session: Session) -> list[int]:

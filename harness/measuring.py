@@ -5,26 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import msgspec
 import psutil
 
-from harness import drift, environment
+from harness import drift, environment, nvml
 from harness.artifact import Artifact, read_tensors, sha256
 from harness.compiling import Compiled
+from harness.grouping import Memory, control_is_the_trouble, plan_groups
 from harness.launcher import Launcher
 from harness.ledger import Page
 from harness.measure import now_ns
 from harness.progress import Narrator
 from harness.records import CONTROL, Case, Failure, OutputDrift, Settings, Sitting
-from harness.rounds import Conducted, Schedule, Seat, conduct, plan_groups
+from harness.rounds import Conducted, Schedule, Seat, conduct
 from harness.summarize import precise
+from harness.telemetry import Telemetry
 
 LAUNCHES_AT_MOST = 2
 """Times the launches asked for: how far a noisy run may go on for the sake of precision, budget permitting."""
 MEMORY_FOR_ENGINES = 0.8
+DEVICE_MEMORY_FOR_ENGINES = 0.95
+"""Of what is free on a card: what a running engine takes there hardly changes after its first runs."""
 
 
 class Measuring:
@@ -38,6 +43,7 @@ class Measuring:
         self._settings = settings
         self._launcher = launcher
         self._say = narrator
+        self._telemetry = Telemetry(owns=launcher.owns)
         self._controlled = True
 
     def measure(self, compiled: dict[str, Compiled]) -> None:
@@ -48,13 +54,12 @@ class Measuring:
             StoreError: Results cannot be written.
         """
         settings, artifact = self._settings, self._artifact
-        ready = {id_: one for id_, one in compiled.items() if one.seat is not None}
+        ready = {id_: one for id_, one in compiled.items() if one.seats}
         if not ready:
             return
         baseline = self._baseline(list(ready))
-        needs = {id_: one.resident_bytes for id_, one in ready.items()}
-        room = min(psutil.virtual_memory().available, environment.memory_bytes())
-        capacity = int(MEMORY_FOR_ENGINES * room)
+        needs = {id_: one.memory for id_, one in ready.items()}
+        capacity = self._room()
         self._controlled = self._has_room_for_control(baseline, needs, capacity)
         groups = plan_groups(baseline, needs, capacity, copies=1 + self._controlled)
         if len(groups) > 1:
@@ -81,13 +86,26 @@ class Measuring:
                 self._page.update(launches=[])
         self._say.done(f"measured {len(ready)} cases in {index} launches, {self._page.workload.measure_s:.0f} s")
 
-    def _has_room_for_control(self, baseline: str, needs: dict[str, int], capacity: int) -> bool:
-        most = max((need for id_, need in needs.items() if id_ != baseline), default=0)
-        if 2 * needs[baseline] + most <= capacity or needs[baseline] + most > capacity:
-            return True  # it fits; or not even one of each does, and then a second baseline is not the trouble
+    def _room(self) -> Memory:
+        """Return the memory that there is for engines, on the host and on the workload's card."""
+        host = min(psutil.virtual_memory().available, environment.memory_bytes())
+        card = nvml.card(self._page.workload.device)
+        free = card.free_bytes if card else None
+        return Memory(
+            host_bytes=int(MEMORY_FOR_ENGINES * host),
+            device_bytes=int(DEVICE_MEMORY_FOR_ENGINES * free) if free is not None else sys.maxsize,
+        )
+
+    def _has_room_for_control(self, baseline: str, needs: dict[str, Memory], capacity: Memory) -> bool:
+        if not control_is_the_trouble(baseline, needs, capacity):
+            return True
+        own, room = needs[baseline], [f"{capacity.host_bytes / 2**30:.1f} GiB of memory"]
+        if own.device_bytes:
+            room.append(f"{capacity.device_bytes / 2**30:.1f} GiB on the card")
         self._page.note(
-            f"no A/A control: two workers of {baseline} and the largest candidate take "
-            f"{(2 * needs[baseline] + most) / 2**30:.1f} GiB, and {capacity / 2**30:.1f} GiB are there for engines"
+            f"no A/A control: two workers of {baseline} ({own.host_bytes / 2**30:.1f} GiB, "
+            f"{own.device_bytes / 2**30:.1f} GiB on the card) and the largest candidate do not fit into "
+            f"{' and '.join(room)} that are there for engines"
         )
         return False
 
@@ -136,7 +154,8 @@ class Measuring:
         schedule: Schedule,
     ) -> None:
         alive = self._alive()
-        seats = [seat for id_ in members if id_ in alive and (seat := ready[id_].seat) is not None]
+        # Independent builds take turns: how they differ is then part of what the launches differ by.
+        seats = [ready[id_].seats[index % len(ready[id_].seats)] for id_ in members if id_ in alive]
         if not seats:
             return
         if seats[0].case == members[0] and self._controlled:
@@ -152,7 +171,10 @@ class Measuring:
                 outputs=scratch,
                 seed=self._settings.seed,
                 say=self._say.doing,
+                telemetry=self._telemetry,
             )
+            for note in self._telemetry.notes:
+                self._page.note(note)
             self._take(conducted)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -44,3 +44,16 @@ class Sizes(click.ParamType[list[int]]):
             return parse_sizes("sizes", text)
         except UsageError as exc:
             self.fail(exc.message, param, ctx)
+
+
+class ClockRate(click.ParamType["int | str"]):
+    """A clock in MHz, or `base`: what the card holds at its rated power."""
+
+    name = "MHz"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "base":
+            return "base"
+        if not str(value).isdecimal() or not 0 < int(value) <= 10_000:
+            self.fail(f"'{value}' is not a clock in MHz, such as 1800, or: base", param, ctx)
+        return int(value)

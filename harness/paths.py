@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,3 +81,14 @@ def _hint(exc: OSError) -> str:
     if exc.errno == errno.ENOSPC:
         return FREE_SPACE
     return "choose another folder with --out, or set HARNESS_CACHE"
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or copy it where that cannot be.
+
+    For files that are not written to again, such as those of engines and artifacts, which are as large as their model.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)

@@ -16,6 +16,7 @@ import hashlib
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -26,6 +27,7 @@ from harness.errors import UsageError
 from harness.records import Settings
 
 ALL = "all"
+FP32 = "fp32"
 SLUG_CHARACTERS = 100
 
 
@@ -135,6 +137,36 @@ def _text(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def with_precisions(variants: list[Variant], precisions: Sequence[str]) -> list[Variant]:
+    """Return each variant once for every precision; one that names its own stays as it is.
+
+    `fp32` is what a backend does when nothing is said, and is not written into the id. Of several precisions those
+    that a backend lacks are rows, not failures: nobody named that pair.
+    """
+    out: list[Variant] = []
+    named = len(precisions) == 1
+    for variant in variants:
+        if variant.parsed().precision is not None:
+            out.append(variant)
+            continue
+        for precision in precisions:
+            sibling = variant if precision == FP32 else _sibling(variant, f"precision={precision}")
+            out.append(
+                dataclasses.replace(sibling, asked_by_name=variant.asked_by_name and (named or precision == FP32))
+            )
+    return _distinct(out)
+
+
+def _sibling(variant: Variant, option: str) -> Variant:
+    words = ",".join([*(f"{key}={_text(value)}" for key, value in variant.options.items()), option])
+    return dataclasses.replace(parse_variants([f"{variant.backend}:{words}"])[0], asked_by_name=False)
+
+
+def _distinct(variants: list[Variant]) -> list[Variant]:
+    plain = [dataclasses.replace(variant, id=variant.id.partition("#")[0]) for variant in variants]
+    return _number(plain)
+
+
 def with_dynamic(variants: list[Variant]) -> list[Variant]:
     """Return the variants with the dynamic sibling of each after it: one engine for all shapes of the sweep.
 
@@ -144,12 +176,10 @@ def with_dynamic(variants: list[Variant]) -> list[Variant]:
     for variant in variants:
         out.append(variant)
         if registry.backend(variant.backend).capabilities.saves_engines and not variant.parsed().dynamic:
-            words = ",".join(f"{key}={_text(value)}" for key, value in variant.options.items())
-            text = f"{variant.backend}:{words},dynamic=true" if words else f"{variant.backend}:dynamic=true"
-            sibling = parse_variants([text])[0]
+            sibling = _sibling(variant, "dynamic=true")
             if sibling.id not in {one.id for one in variants}:
-                out.append(dataclasses.replace(sibling, asked_by_name=False))
-    return _number([dataclasses.replace(one, id=one.id.partition("#")[0]) for one in out])
+                out.append(sibling)
+    return _distinct(out)
 
 
 def asked_variants(settings: Settings) -> list[Variant]:
@@ -158,7 +188,7 @@ def asked_variants(settings: Settings) -> list[Variant]:
     Raises:
         UsageError: As `parse_variants()`.
     """
-    variants = parse_variants(settings.asked)
+    variants = with_precisions(parse_variants(settings.asked), settings.precisions)
     return with_dynamic(variants) if settings.dynamic else variants
 
 
@@ -177,7 +207,8 @@ def find_baseline(variants: list[Variant], wanted: str | None, *, graph_only: bo
         graphs = (v.id for v in variants if registry.backend(v.backend).capabilities.source == "onnx")
         return next(graphs, ids[0])
     if wanted is None:
-        return next((v.id for v in variants if v.backend == registry.BASELINE and not v.options), ids[0])
+        plain = [v for v in variants if v.backend == registry.BASELINE and set(v.options) <= {"precision"}]
+        return next((v.id for v in [*(v for v in plain if not v.options), *plain]), ids[0])
     # Cases may be written in several ways: `ms=2` and `ms=2.0` are one.
     spelling = wanted
     if ":" in wanted and wanted not in ids:

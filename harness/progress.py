@@ -10,9 +10,13 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from harness.protocol import Progress
+
+BAR_CHARACTERS = 16
 
 
 class Narrator:
@@ -39,14 +43,24 @@ class Narrator:
         self._show(what)
 
     def detail(self, progress: Progress) -> None:
-        """Show a sign of life from within the step."""
-        count = f" {progress.done}/{progress.total}" if progress.total else ""
-        self._show(f"{self._doing}: {progress.text}{count}")
+        """Show a sign of life from within the step: with a bar where it is known how much there is to do."""
+        self._show(f"{self._doing}: {progress.text}", progress.done or 0, progress.total or 0)
 
     def done(self, line: str) -> None:
         """Print a line that stays."""
         self._console.print(Text(line))
 
-    def _show(self, text: str) -> None:
-        if self._live.is_started:
-            self._live.update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
+    def _show(self, text: str, done: int = 0, total: int = 0) -> None:
+        if not self._live.is_started:
+            return
+        line = Text(text, style="dim", no_wrap=True, overflow="ellipsis")
+        self._live.update(_with_bar(line, done, total) if total else line, refresh=True)
+
+
+def _with_bar(line: Text, done: int, total: int) -> Table:
+    row = Table.grid(padding=(0, 1))
+    row.add_column()
+    row.add_column(no_wrap=True, width=BAR_CHARACTERS)
+    row.add_column(no_wrap=True)
+    row.add_row(line, ProgressBar(total=total, completed=done, width=BAR_CHARACTERS), Text(f"{done}/{total}"))
+    return row

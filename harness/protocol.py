@@ -32,6 +32,8 @@ class CaseSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Compute capability to build for without running."""
     precision: str
     threads: int
+    build: int = 0
+    """Which of the independent builds of a case it is."""
     engine_dir: str
     cache_dir: str
 
@@ -68,6 +70,21 @@ class Check(Request, frozen=True, kw_only=True):
 
     folder: str
     input_sets: int
+
+
+class Convert(Request, frozen=True, kw_only=True):
+    """Write an artifact's graph in another precision into `folder`."""
+
+    artifact: str
+    """Folder of the source."""
+    precision: str
+    calibration: str | None = None
+    """The user's own calibration inputs; None: drawn."""
+    samples: int
+    method: str
+    weights: str
+    """As in `Export`: some models tell their inputs only once they are built."""
+    folder: str
 
 
 class Import(Request, frozen=True, kw_only=True):
@@ -115,7 +132,7 @@ class Sample(Request, frozen=True, kw_only=True):
     min_seconds: float
 
 
-AnyRequest = Probe | Export | Check | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
+AnyRequest = Probe | Export | Check | Convert | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +177,15 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Check`; `max_abs` is None where nothing here can run ONNX files."""
 
     max_abs: float | None
+
+
+class Converted(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Convert`."""
+
+    opset: int
+    seconds: float
+    notes: list[str] = []
+    versions: dict[str, str] = {}
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -24,12 +25,26 @@ class Visits:
 
     windows: list[tuple[int, Window]]
     marked: int
-    """Disturbed windows among all."""
+    """Windows among all that something on the host disturbed. They are counted only."""
     total: int
+    dropped: dict[str, int]
+    """What disturbed the GPU -> windows that are not among `windows` for it."""
+    dropped_windows: int
+    disturbed: dict[str, int]
+    """The same where every window was disturbed, and so all of them are kept."""
 
 
 def visits(launches: list[Launch], case: str, boundary: Boundary) -> Visits:
-    """Return the windows of one case and boundary that hold samples."""
+    """Return the windows of one case and boundary that hold samples, without those in which the GPU was disturbed.
+
+    Windows are dropped one by one, not by whole rounds. The fit is `case + round`, so a round that lacks a case still
+    tells how the others compare, and the effect of a round is estimated from those that are left: a missing cell moves
+    nobody. Dropping whole rounds would let the hottest case, which is slowed most often, take the others' windows
+    away; and it would not undo the choice, for that case would be left with the rounds in which it was not slowed all
+    the same. What such a choice means is said in a note, see `reports.details`.
+
+    Where every window of a case was disturbed, that is how the case runs on this card: all are kept, and it is said.
+    """
     every = [
         (index, window)
         for index, launch in enumerate(launches)
@@ -38,7 +53,16 @@ def visits(launches: list[Launch], case: str, boundary: Boundary) -> Visits:
         for window in sitting.windows
         if window.boundary == boundary and window.samples_ns
     ]
-    return Visits(windows=every, marked=sum(bool(window.marks) for _, window in every), total=len(every))
+    kept = [(index, window) for index, window in every if not (window.gpu and window.gpu.marks)]
+    reasons = dict(Counter(mark for _, window in every if window.gpu for mark in window.gpu.marks))
+    return Visits(
+        windows=kept or every,
+        marked=sum(bool(window.marks) for _, window in every),
+        total=len(every),
+        dropped=reasons if kept else {},
+        dropped_windows=len(every) - len(kept) if kept else 0,
+        disturbed=reasons if not kept else {},
+    )
 
 
 def estimates(workload: Workload) -> tuple[list[str], Contrasts]:
@@ -50,7 +74,7 @@ def estimates(workload: Workload) -> tuple[list[str], Contrasts]:
     workers = [workload.baseline, workload.baseline + CONTROL]
     # The control of an earlier baseline is no candidate.
     cases = workers + [case for case in _seen(workload) if case not in workers and not case.endswith(CONTROL)]
-    return cases, stats.contrast(_tables(workload.launches, cases))
+    return cases, stats.contrast(_tables(workload.launches, cases), _builds(workload))
 
 
 def against(workload: Workload, reference: str) -> dict[str, Comparison]:
@@ -63,7 +87,7 @@ def against(workload: Workload, reference: str) -> dict[str, Comparison]:
         return comparisons(*estimates(workload))
     others = [case for case in _seen(workload) if case != reference and not case.endswith(CONTROL)]
     cases = [reference, reference + CONTROL, *others]
-    return comparisons(cases, stats.contrast(_tables(workload.launches, cases)))
+    return comparisons(cases, stats.contrast(_tables(workload.launches, cases), _builds(workload)))
 
 
 def comparisons(cases: Sequence[str], contrasts: Contrasts) -> dict[str, Comparison]:
@@ -76,10 +100,21 @@ def comparisons(cases: Sequence[str], contrasts: Contrasts) -> dict[str, Compari
             verdict=cast("Verdict", str(verdicts[index])),
             noisy=bool(noisy[index]),
             rounds_only=bool(contrasts.rounds_only),
+            build_sd=_number(contrasts.build_sd[index]),
         )
         for index, case in enumerate(cases[1:])
         if math.isfinite(high[index])
     }
+
+
+def _builds(workload: Workload) -> list[int] | None:
+    """Return which build each launch measured, or None where every case was built once."""
+    several = max((len(case.builds) for case in workload.cases), default=0)
+    return [launch.index % several for launch in workload.launches] if several > 1 and workload.launches else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _seen(workload: Workload) -> list[str]:

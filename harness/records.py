@@ -82,6 +82,61 @@ class OutputDrift(Record, frozen=True, kw_only=True):
     top5_agreement: float | None = None
 
 
+EnergySource = Literal["counter", "power"]
+"""The card's energy counter, or the mean of readings of its power: the counter is too coarse for a short window."""
+MemorySource = Literal["process", "device"]
+"""The driver's list of processes; or how much more of the card was in use, where a process is not in that list."""
+
+
+class GpuWindow(Record, frozen=True, kw_only=True):
+    """What a GPU did while a window was sampled on it. None where the card or its driver does not say."""
+
+    readings: int
+    """Taken inside the window; there are two more, at its ends."""
+    sm_mhz: float | None = None
+    """Median, as `memory_mhz`."""
+    sm_mhz_low: int | None = None
+    sm_mhz_high: int | None = None
+    memory_mhz: float | None = None
+    temperature_c: int | None = None
+    """The highest."""
+    power_w: float | None = None
+    """Mean, of the whole card."""
+    energy_mj: float | None = None
+    """Of all iterations of the window: mean power times their durations. The card's idle power is in it."""
+    energy_by: EnergySource | None = None
+    slowed_ns: dict[str, int] | None = None
+    """Cause -> how long it lowered the clocks, for the causes that this card counts; see `harness.gpu.SLOWDOWNS`."""
+    slowdowns: list[str] | None = None
+    """Causes that lowered the clocks, by the counters or in a reading."""
+    p_state: int | None = None
+    """At the end; 0 is the fastest."""
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    used_bytes: int | None = None
+    """Largest device memory in use, by whomever."""
+    strangers: dict[int, int | None] | None = None
+    """Processes on the card that are not of this run: id as the driver knows it -> device memory in bytes."""
+    marks: list[str] = []
+    """What disturbed this window, in a report's words. Verdicts rest on windows without any."""
+
+
+class DeviceMemory(Record, frozen=True, kw_only=True):
+    """Device memory of one worker, in bytes, its CUDA context included.
+
+    Loading brings the weights, and the context where importing the framework did not; the first run brings
+    activations and workspaces.
+    """
+
+    by: MemorySource
+    before_load_bytes: int
+    loaded_bytes: int
+    ran_bytes: int
+    """After the first run."""
+    peak_bytes: int
+    """By `process` over loading and all windows; by `device` over loading and the first run."""
+
+
 class Window(Record, frozen=True, kw_only=True):
     """One slice of samples: one visit of one worker in one round."""
 
@@ -100,6 +155,8 @@ class Window(Record, frozen=True, kw_only=True):
     """CPU clock right after the slice, mean over cores."""
     marks: list[str] = []
     """What disturbed this window: `busy machine`."""
+    gpu: GpuWindow | None = None
+    """What the GPU did meanwhile; None for a case on another device."""
 
 
 class Sitting(Record, frozen=True, kw_only=True):
@@ -115,8 +172,12 @@ class Sitting(Record, frozen=True, kw_only=True):
     windows: list[Window]
     notes: list[str] = []
     """What the loaded session says of itself."""
+    energy: list[Window] = []
+    """Longer windows on a GPU, for energy only: no latency is taken from them."""
     peak_bytes: int
     """Peak resident memory of the worker's process tree."""
+    device_memory: DeviceMemory | None = None
+    """On a GPU, where it is known."""
     failure: Failure | None = None
 
 
@@ -132,6 +193,16 @@ class Launch(Record, frozen=True, kw_only=True):
     """False where the run was interrupted in its middle; a resumed run measures it again."""
 
 
+class Build(Record, frozen=True, kw_only=True):
+    """One of several independent builds of a case."""
+
+    engine: str
+    engine_created: str
+    engine_bytes: int | None
+    stages: dict[str, float]
+    peak_compile_bytes: int
+
+
 class Case(Record, frozen=True, kw_only=True):
     """One backend with its options on a workload, and all that happened to it."""
 
@@ -141,6 +212,8 @@ class Case(Record, frozen=True, kw_only=True):
     options: dict[str, Scalar]
     """Only what the user set."""
     device: str
+    target: str | None = None
+    """Compute capability that it was built for without being run, such as `sm_89`."""
     precision: str
     batch: int
     threads: int
@@ -162,6 +235,8 @@ class Case(Record, frozen=True, kw_only=True):
     engine_created: str | None = None
     """When it was built: tells it from another one in the same place."""
     peak_compile_bytes: int | None = None
+    builds: list[Build] = []
+    """All builds, the first of which the fields above describe; empty where there is only one."""
     drift: list[OutputDrift] = []
     outputs_sha256: str | None = None
     """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
@@ -236,7 +311,10 @@ class Workload(Record, frozen=True, kw_only=True):
     """Sizes of all free dimensions, once the model was exported."""
     batch: int
     """Items in one inference."""
-    precision: str = "fp32"
+    device: str = "cpu"
+    """Where it is measured: `cpu` or `cuda:N`."""
+    target: str | None = None
+    """Compute capability that it is compiled for and not run, such as `sm_89`."""
     baseline: str
     """Id of the case that the others are compared with."""
     info: ModelInfo | None = None
@@ -270,8 +348,22 @@ class Settings(Record, frozen=True, kw_only=True):
     dynamic: bool = False
     seed: int
     threads: int
-    precision: str = "fp32"
-    device: str = "cpu"
+    precisions: tuple[str, ...] = ("fp32",)
+    calibration: str | None = None
+    """Path of the user's own calibration inputs."""
+    calibration_samples: int = 64
+    calibration_method: str = "minmax"
+    devices: tuple[str, ...] = ("cpu",)
+    device_chosen: bool = False
+    """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""
+    targets: list[str] = []
+    """Compute capabilities to compile for without running; empty: everything is measured."""
+    builds: int = 1
+    """Independent builds of every case, measured in turn."""
+    parallel: bool = False
+    """Measure several devices at the same time."""
+    lock_clocks: int | Literal["base"] | None = None
+    """MHz to which the SM clocks of the GPUs were locked; `base`: what a card holds at its rated power."""
     launches: int
     rounds: int
     slice_s: float

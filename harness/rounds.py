@@ -7,10 +7,12 @@ changes of the machine hit all alike. Whoever is not being sampled is stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +23,18 @@ from harness.environment import usable_cores
 from harness.errors import FallbackError, HarnessError
 from harness.launcher import Launcher, Worker, log_tail
 from harness.measure import SLOW_ITERATION_SECONDS, VERY_SLOW_ITERATION_SECONDS, Boundary, now_ns
-from harness.records import CONTROL, Failure, Launch, Sitting, Window
+from harness.records import CONTROL, Failure, GpuWindow, Launch, Sitting, Window
+from harness.refusals import refuse_elsewhere
+from harness.telemetry import MemoryWatch, Phase, Recording, Telemetry, Watch
 
 Say = Callable[[str], None]
 
-HOST_TO_HOST_EVERY = 5
-"""The second boundary is sampled in every fifth round: it is reported, but no verdict hangs on it."""
+OTHERS_EVERY = 5
+"""The other boundaries are sampled in every fifth round: they are reported, but no verdict hangs on them."""
 BUSY_SHARE = 0.25
 """A window in which other processes took more than this share of the machine is marked."""
+ENERGY_SLICE_S = 1.0
+"""Of the window that energy is taken from: the energy counter of a GPU is too coarse for an ordinary one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +81,27 @@ class _Seated:
     stage: str = "warm load"
     notes: list[str] = field(default_factory=list)
     loaded_alone: bool = True
+    on_stream: bool = False
+    """Whether the device can be timed apart from the host."""
+    gpu: Watch | None = None
+    memory: MemoryWatch | None = None
+    energy: list[Window] = field(default_factory=list)
 
     @property
     def iteration_s(self) -> float:
         return statistics.median(self.warm_up_ns) / 1e9 if self.warm_up_ns else 0.0
+
+    def reached(self, phase: Phase) -> None:
+        """Note the device memory at the end of a phase of loading."""
+        if self.memory is not None:
+            self.memory.phase(phase)
+
+    def watched(self, recording: Recording, samples_ns: list[int]) -> GpuWindow | None:
+        """Return what the GPU did during a recording of this worker."""
+        if self.gpu is None or self.memory is None:
+            return None
+        self.memory.add(recording)
+        return self.gpu.window(recording, samples_ns=samples_ns)
 
     def sitting(self) -> Sitting:
         return Sitting(
@@ -90,7 +113,9 @@ class _Seated:
             warm_up_ns=self.warm_up_ns,
             windows=self.windows,
             notes=self.notes,
+            energy=self.energy,
             peak_bytes=self.worker.peak_bytes,
+            device_memory=self.memory.memory() if self.memory else None,
             failure=self.failure,
         )
 
@@ -116,18 +141,24 @@ def conduct(
     outputs: Path,
     seed: int,
     say: Say,
+    telemetry: Telemetry | None = None,
 ) -> Conducted:
     """Run one launch. A case that fails leaves it; the others go on.
 
-    `outputs` is a folder that takes the output tensors. Every worker has ended when this returns or raises.
+    `outputs` is a folder that takes the output tensors. `telemetry` watches the GPUs that cases run on. Every worker
+    has ended when this returns or raises.
     """
     seated: list[_Seated] = []
     errors: dict[str, HarnessError] = {}
+    # Before the first worker is started: who is on a GPU by now is none of ours.
+    watches = {device: telemetry.watch(device) for device in {seat.spec.device for seat in seats}} if telemetry else {}
 
     def run() -> None:
-        _load_all(seats, launcher, index, seated, errors, say)
+        _load_all(seats, launcher, watches, index, seated, errors, say)
         _warm_up_all(seated, launcher, index, errors, say)
         _play(seated, schedule, launcher, random.Random(f"{seed}-{index}-{group}"), errors, index, say)
+        if index == 0:
+            _measure_energy(seated, schedule, launcher, errors, say)
         for one in seated:
             if one.failure is None and not one.seat.case.endswith(CONTROL):
                 say(f"launch {index + 1}: outputs of {one.seat.case}")
@@ -153,29 +184,10 @@ def conduct(
     return Conducted(launch=launch, outputs=outputs_of, errors=errors, interrupted=interrupted)
 
 
-def plan_groups(baseline: str, needs: dict[str, int], capacity: int, *, copies: int = 2) -> list[list[str]]:
-    """Split cases into groups whose engines fit in memory together, the baseline in every group.
-
-    `needs` holds each case's resident bytes; the baseline counts `copies` times, two with its control. A case that does
-    not fit beside the baseline at all gets a group of its own: measuring it is worth the risk, and a failure is a row.
-    """
-    room = capacity - copies * needs.get(baseline, 0)
-    groups: list[list[str]] = []
-    free = 0
-    for case, need in needs.items():
-        if case == baseline:
-            continue
-        if not groups or need > free:
-            groups.append([])
-            free = room
-        groups[-1].append(case)
-        free -= need
-    return groups or [[]]
-
-
 def _load_all(
     seats: Sequence[Seat],
     launcher: Launcher,
+    watches: Mapping[str, Watch | None],
     index: int,
     seated: list[_Seated],
     errors: dict[str, HarnessError],
@@ -186,12 +198,12 @@ def _load_all(
     if index == 0:
         for place, seat in enumerate(seats):
             say(f"launch {index + 1}: loading {seat.case} ({place + 1}/{len(seats)})")
-            seated.append(_start(seat, launcher, index, alone=True))
+            seated.append(_start(seat, launcher, watches, index, alone=True))
             _load(seated[-1], launcher, errors)
         return
     say(f"launch {index + 1}: loading {len(seats)} workers")
     # Started from this thread: a worker dies with the thread that started it.
-    seated.extend(_start(seat, launcher, index, alone=False) for seat in seats)
+    seated.extend(_start(seat, launcher, watches, index, alone=False) for seat in seats)
     with ThreadPoolExecutor(usable_cores()) as pool:
         loads = [pool.submit(_load, one, launcher, errors) for one in seated]
         try:
@@ -203,26 +215,32 @@ def _load_all(
             raise
 
 
-def _start(seat: Seat, launcher: Launcher, index: int, *, alone: bool) -> _Seated:
+def _start(seat: Seat, launcher: Launcher, watches: Mapping[str, Watch | None], index: int, *, alone: bool) -> _Seated:
     suffix = "-control" if seat.case.endswith(CONTROL) else ""
     name = f"{seat.slug}{suffix}-launch{index}"
-    return _Seated(
-        seat=seat, worker=launcher.start(name, seat.environment, threads=seat.spec.threads), loaded_alone=alone
-    )
+    worker = launcher.start(name, seat.environment, threads=seat.spec.threads)
+    gpu = watches.get(seat.spec.device)
+    memory = MemoryWatch(gpu, worker.pid, alone=alone) if gpu else None
+    return _Seated(seat=seat, worker=worker, loaded_alone=alone, gpu=gpu, memory=memory)
 
 
 def _load(one: _Seated, launcher: Launcher, errors: dict[str, HarnessError]) -> None:
     spec, worker, limit = one.seat.spec, one.worker, launcher.timeout_s
-    with _leaving_on_error(one, errors):
+    with _leaving_on_error(one, errors), one.memory or nullcontext():
         imported = worker.call(protocol.Import(backend=spec.backend), protocol.Imported, timeout_s=limit)
         one.import_s = imported.import_s
+        one.reached("before_load")
         opened = worker.call(protocol.Load(case=spec), protocol.Opened, timeout_s=limit)
         one.load_s = opened.seconds["total"]
+        one.reached("loaded")
         one.notes = opened.notes
+        one.on_stream = opened.on_stream
+        refuse_elsewhere(spec, opened)
         if opened.provider != one.seat.provider:
             raise FallbackError(f"compiled for {one.seat.provider}, but the loaded engine runs on {opened.provider}")
         one.stage = "measure"
         one.first_run_s = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
+        one.reached("ran")
         worker.stop()
 
 
@@ -259,7 +277,9 @@ def _play(
             with _leaving_on_error(one, errors):
                 one.worker.resume()
                 _visit(one, schedule, launcher, "compute", round_, position, start)
-                if round_ % HOST_TO_HOST_EVERY == 0:
+                if round_ % OTHERS_EVERY == 0:
+                    if one.on_stream:
+                        _visit(one, schedule, launcher, "device", round_, position, start)
                     _visit(one, schedule, launcher, "host-to-host", round_, position, start)
                 one.worker.check_memory()
                 one.worker.stop()
@@ -273,30 +293,50 @@ def _visit(
     round_: int,
     position: int,
     start: int,
+    into: list[Window] | None = None,
 ) -> None:
-    watch = _OthersWatch(one.worker)
-    asked = now_ns()
-    samples = one.worker.call(
-        protocol.Sample(boundary=boundary, min_iterations=1, min_seconds=schedule.slice_s),
-        protocol.Samples,
-        timeout_s=launcher.timeout_s,
-        watch=False,
-    )
-    others = watch.share()
+    with one.gpu.record() if one.gpu else nullcontext() as recording:
+        watch = _OthersWatch(one.worker)
+        asked = now_ns()
+        samples = one.worker.call(
+            protocol.Sample(boundary=boundary, min_iterations=1, min_seconds=schedule.slice_s),
+            protocol.Samples,
+            timeout_s=launcher.timeout_s,
+            watch=False,
+        )
+        others = watch.share()
     marks = ["busy machine"] if others is not None and others > BUSY_SHARE else []
     frequency = psutil.cpu_freq()
-    one.windows.append(
+    (one.windows if into is None else into).append(
         Window(
             round=round_,
             position=position,
             start_ns=asked - start,
             samples_ns=samples.durations_ns,
             boundary=boundary,
+            enqueue_ns=samples.enqueue_ns,
             others_cpu=others,
             mhz=round(frequency.current, 1) if frequency else None,
             marks=marks,
+            gpu=one.watched(recording, samples.durations_ns) if recording else None,
         )
     )
+
+
+def _measure_energy(
+    seated: list[_Seated], schedule: Schedule, launcher: Launcher, errors: dict[str, HarnessError], say: Say
+) -> None:
+    # After the rounds, so that a longer load heats up nobody whose latency is measured.
+    longer = dataclasses.replace(schedule, slice_s=ENERGY_SLICE_S)
+    start = now_ns()
+    for one in seated:
+        if one.gpu is None or one.failure is not None or one.seat.case.endswith(CONTROL):
+            continue
+        say(f"launch 1: energy of {one.seat.case}")
+        with _leaving_on_error(one, errors):
+            one.worker.resume()
+            _visit(one, longer, launcher, "compute", schedule.rounds, 0, start, into=one.energy)
+            one.worker.stop()
 
 
 def _collect(
@@ -331,6 +371,8 @@ class _leaving_on_error:
             self._one.failure = describe(value, self._one.stage, self._one.worker.log)
             self._errors[self._one.seat.case] = value
         self._one.worker.close(kindly=False)
+        if self._one.gpu is not None:
+            self._one.gpu.residents.discard(self._one.worker.pid)
         return True
 
 
@@ -340,7 +382,7 @@ def describe(error: HarnessError, stage: str, log: Path | None) -> Failure:
         stage=stage,
         message=error.message,
         hint=error.hint,
-        log=f"{log.parent.name}/{log.name}" if log is not None else None,
+        log=f"{log.parent.name}/{log.name}" if log is not None and log.exists() else None,
         log_tail=log_tail(log) if log is not None else "",
         traceback=error.worker_traceback,
     )

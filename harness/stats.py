@@ -16,6 +16,7 @@ How a claim is made, for one group of cases that were measured together:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,8 @@ class Contrasts:
     """Natural log of the ratio of durations; NaN where the two were never measured together."""
     half_width: Floats
     """Of the interval at `CONFIDENCE`, in log units; NaN where there is nothing to estimate it from."""
+    build_sd: Floats
+    """Standard deviation between the means of independent builds, in log units; NaN where there are no two."""
     launches: Floats
     """Launches that the difference rests on."""
     freedom: Floats
@@ -124,7 +127,7 @@ def fit_levels(tables: Floats) -> Levels:
     )
 
 
-def contrast(tables: Floats) -> Contrasts:
+def contrast(tables: Floats, builds: Sequence[int] | None = None) -> Contrasts:
     """Estimate every case's ratio to the baseline with an interval.
 
     The variance of one launch's difference is a weighted mean of its own sample variance and of the one expected from
@@ -133,8 +136,12 @@ def contrast(tables: Floats) -> Contrasts:
     moderated t (2004, doi:10.2202/1544-6115.1027), with `PRIOR_FREEDOM` fixed: estimating it from a handful of cases
     made both false calls and power worse in simulation. Normal noise is assumed only for the t quantile.
 
+    Where every case was built several times, the builds are what a claim is about: their means, one a build, are
+    independent numbers, and an interval is never narrower than the t interval of those.
+
     Args:
         tables: As for `fit_levels`.
+        builds: Which build each launch measured; None where there is one of each case.
     """
     fit = fit_levels(tables)
     per_launch = _differences(fit.level)
@@ -155,13 +162,39 @@ def contrast(tables: Floats) -> Contrasts:
     spread = np.sqrt(np.maximum(moderated, RESOLUTION**2) / divisor)
     quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, np.where(freedom > 0, freedom, np.nan))
     measured = launches > 0
+    half_width = quantile * spread
+    build_sd = np.full(mean.shape, np.nan)
+    if builds is not None and len(set(builds)) > 1:
+        mean, build_sd, between = _between_builds(per_launch, builds)
+        half_width = np.fmax(half_width, between)
     return Contrasts(
         difference=np.where(measured, mean, np.nan),
-        half_width=np.where(measured, quantile * spread, np.nan),
+        half_width=np.where(measured, half_width, np.nan),
+        build_sd=build_sd,
         launches=launches,
         freedom=freedom,
         process_sd=np.where(total > 0, np.sqrt(process_variance), np.nan),
     )
+
+
+def _between_builds(per_launch: Floats, builds: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+    """Return the mean over builds, their standard deviation, and the half-width of the t interval of the mean.
+
+    Shape (..., launches, cases - 1) -> three of (..., cases - 1). The last two are NaN where fewer than two builds were
+    measured. A build that was measured in more launches than another counts once, too.
+    """
+    numbers = np.asarray(builds)
+    places = [numbers == number for number in sorted(set(builds))]
+    known = np.stack([(~np.isnan(per_launch[..., place, :])).sum(-2) for place in places], axis=-2)
+    sums = np.stack([np.nansum(per_launch[..., place, :], axis=-2) for place in places], axis=-2)
+    means = np.divide(sums, known, out=np.zeros_like(sums), where=known > 0)
+    count = (known > 0).sum(-2)
+    mean = means.sum(-2) / np.maximum(count, 1)
+    squares = (np.where(known > 0, means - mean[..., None, :], 0.0) ** 2).sum(-2)
+    own = np.where(count > 1, count - 1, np.nan)
+    sd = np.sqrt(squares / own)
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, own)
+    return mean, sd, quantile * sd / np.sqrt(np.maximum(count, 1))
 
 
 def verdicts(contrasts: Contrasts) -> NDArray[np.str_]:

@@ -7,7 +7,8 @@ import math
 import msgspec
 import numpy as np
 
-from harness import closing, composing, drift, ratios, stats, suite, sweeps
+from harness import closing, composing, drift, gpu_figures, ratios, stats, suite, sweeps
+from harness.cautions import cautions, off_device
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
 
@@ -18,8 +19,10 @@ SEEDED = "seeded"
 def summarize(run: Run) -> RunSummary:
     """Derive latencies, comparisons, verdicts and closing sentences from a run's raw samples.
 
-    Works on a run in any state: what has no samples has no numbers. Windows that something disturbed are counted, not
-    left out: which ones are marked differs from case to case, so leaving them out would favour one over another.
+    Works on a run in any state: what has no samples has no numbers. Windows that something on the host disturbed are
+    counted, not left out: which ones are marked differs from case to case, so leaving them out would favour one over
+    another. Those in which the GPU was slowed or shared are left out, because the card itself was another one then; see
+    `ratios.visits`.
     """
     workloads = [of_workload(workload, run.settings) for workload in run.workloads]
     summary = RunSummary(
@@ -48,6 +51,7 @@ def of_workload(workload: Workload, settings: Settings) -> WorkloadSummary:
         control=comparisons.get(cases[1]),
         suspicious=bool(stats.suspicious(contrasts)),
         noise_floor=stats.noise_floor(contrasts),
+        gpus=gpu_figures.gpus(workload),
         closing="",
     )
     return msgspec.structs.replace(summary, closing=closing.of_workload(summary, settings.asked))
@@ -93,7 +97,10 @@ def _latency(seen: ratios.Visits) -> Latency | None:
 def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseSummary:
     compute = ratios.visits(workload.launches, case.id, "compute")
     outside = ratios.visits(workload.launches, case.id, "host-to-host")
-    latency = _latency(compute)
+    on_device = ratios.visits(workload.launches, case.id, "device")
+    every = (compute, on_device, outside)
+    latency, device, outer = _latency(compute), _latency(on_device), _latency(outside)
+    enqueue_ns = _middle([ns for _, window in on_device.windows for ns in window.enqueue_ns])
     per_s = 1e9 / latency.p50.value if latency and latency.p50.value > 0 else None
     gflop = workload.info.gflop if workload.info else None
     sittings = [sitting for launch in workload.launches for sitting in launch.sittings if sitting.case == case.id]
@@ -102,16 +109,29 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         case=case,
         is_baseline=is_baseline,
         compute=latency,
-        host_to_host=_latency(outside),
+        on_device=device,
+        enqueue_p50_ns=enqueue_ns,
+        off_device=off_device(case),
+        cautions=tuple(cautions(case, compute=latency, device=device, outside=outer, enqueue_ns=enqueue_ns)),
+        host_to_host=outer,
         comparison=None if is_baseline else comparison,
         throughput=workload.batch * per_s if per_s else None,
         gflop_per_s=gflop * per_s if gflop is not None and per_s else None,
         peak_bytes=max((sitting.peak_bytes for sitting in sittings), default=0) or None,
         launches=len({workload.launches[index].index for index, _ in compute.windows}),
         worst_drift=drift.worst(case.drift),
-        marked_windows=compute.marked + outside.marked,
-        windows=compute.total + outside.total,
+        marked_windows=sum(one.marked for one in every),
+        windows=sum(one.total for one in every),
+        dropped_windows=sum(one.dropped_windows for one in every),
+        dropped=gpu_figures.added([one.dropped for one in every]),
+        disturbed=gpu_figures.added([one.disturbed for one in every]),
+        energy=gpu_figures.energy(sittings),
+        device_memory=gpu_figures.device_memory(sittings),
     )
+
+
+def _middle(durations_ns: list[int]) -> float | None:
+    return float(np.median(durations_ns)) if durations_ns else None
 
 
 def _ordered(rows: list[CaseSummary], baseline: CaseSummary | None, asked: list[str]) -> list[CaseSummary]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.records import Case, Record, Run, Status, Workload
+import msgspec
+
+from harness.records import Case, DeviceMemory, EnergySource, Record, Run, Status, Workload
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 
@@ -39,6 +41,38 @@ class Comparison(Record, frozen=True, kw_only=True):
     """The interval is wider than the precision that was asked for."""
     rounds_only: bool = False
     """The interval lacks the spread between processes, because there was one launch: too narrow, and no verdict."""
+    build_sd: float | None = None
+    """Relative standard deviation between independent builds, the noise of measuring them included."""
+
+
+class Energy(Record, frozen=True, kw_only=True):
+    """What one inference takes of a GPU's energy, that of the whole card."""
+
+    mj: float
+    by: EnergySource
+
+
+class GpuSummary(Record, frozen=True, kw_only=True):
+    """What a GPU did over all windows that were sampled on it. None where it does not say."""
+
+    device: str
+    sm_mhz_low: int | None
+    sm_mhz_high: int | None
+    memory_mhz: float | None
+    """Median over windows."""
+    temperature_c: int | None
+    """The highest."""
+    power_w: float | None
+    """Mean over windows."""
+    p_state: int | None
+    """The slowest."""
+    pcie_generation: int | None
+    """The lowest, as the width."""
+    pcie_width: int | None
+    windows: int
+    dropped_windows: int
+    dropped: dict[str, int]
+    """What disturbed it -> windows that no verdict rests on for it."""
 
 
 class CaseSummary(Record, frozen=True, kw_only=True):
@@ -47,6 +81,14 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     case: Case
     is_baseline: bool
     compute: Latency | None
+    on_device: Latency | None = None
+    """What the device itself took; None where it cannot be timed apart from the host."""
+    enqueue_p50_ns: float | None = None
+    """Median time that `execute()` kept the host while the device was timed."""
+    off_device: int | None = None
+    """Nodes that run elsewhere than on the case's device; None where its framework cannot say."""
+    cautions: tuple[str, ...] = ()
+    """What a reader of the numbers must know, in figures."""
     host_to_host: Latency | None
     comparison: Comparison | None
     """Against the baseline. None for the baseline and for cases without samples."""
@@ -61,6 +103,15 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     """Index into `case.drift` of the output farthest from the reference, a failed one first."""
     marked_windows: int
     windows: int
+    dropped_windows: int = 0
+    """Windows in which the GPU was disturbed: nothing here rests on them."""
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
+    """What disturbed it -> windows."""
+    disturbed: dict[str, int] = msgspec.field(default_factory=dict)
+    """The same where no window was left without it, so that all were kept: such numbers are of a disturbed card."""
+    energy: Energy | None = None
+    device_memory: DeviceMemory | None = None
+    """The most of any launch, phase by phase."""
 
 
 class WorkloadSummary(Record, frozen=True, kw_only=True):
@@ -79,6 +130,7 @@ class WorkloadSummary(Record, frozen=True, kw_only=True):
     """The control lies outside its interval."""
     noise_floor: float | None
     """Smallest relative difference that this workload's launches could have called, such as 0.013."""
+    gpus: list[GpuSummary] = msgspec.field(default_factory=list)
     closing: str
     """The sentence that a person would say of it."""
 

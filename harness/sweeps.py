@@ -26,8 +26,9 @@ def sweeps(workloads: Sequence[WorkloadSummary]) -> list[Sweep]:
         for dim, size in dims.items():
             others = tuple(sorted((key, value) for key, value in dims.items() if key != dim))
             groups.setdefault((_model(one.workload), dim, others), {}).setdefault(size, one)
+    several = len({_place(one.workload) for one in workloads}) > 1
     return [
-        _sweep(dim, dict(others), dict(sorted(points.items())))
+        _sweep(dim, dict(others), dict(sorted(points.items())), placed=several)
         for (_, dim, others), points in groups.items()
         if len(points) > 1
     ]
@@ -52,11 +53,12 @@ def prices(workloads: Sequence[Workload]) -> list[Price]:
     return found
 
 
-def _sweep(dim: str, fixed: Mapping[str, int], points: Mapping[int, WorkloadSummary]) -> Sweep:
+def _sweep(dim: str, fixed: Mapping[str, int], points: Mapping[int, WorkloadSummary], *, placed: bool) -> Sweep:
     of = list(points.values())
+    first = of[0].workload
     cases = dict.fromkeys(row.case.id for one in of for row in one.rows)
     return Sweep(
-        model=of[0].workload.model.label,
+        model=f"{first.model.label} on {first.device}" if placed else first.model.label,
         dim=dim,
         fixed=dict(fixed),
         sizes=list(points),
@@ -79,7 +81,11 @@ def _throughput(row: CaseSummary, batch: int) -> Estimate | None:
 
 def _model(workload: Workload) -> tuple[object, ...]:
     spec = workload.model
-    return spec.kind, spec.name, tuple(sorted(spec.options.items(), key=lambda item: item[0])), workload.precision
+    return spec.kind, spec.name, tuple(sorted(spec.options.items(), key=lambda item: item[0])), *_place(workload)
+
+
+def _place(workload: Workload) -> tuple[str, str | None]:
+    return workload.device, workload.target
 
 
 def _dims(workload: Workload) -> dict[str, int]:

@@ -30,10 +30,22 @@ from harness.errors import (
     UnavailableError,
     UsageError,
 )
-from harness.measure import StageClock, run_once, sample, timed, warm_up
+from harness.measure import (
+    DeviceTimer,
+    StageClock,
+    can_time_devices,
+    run_once,
+    sample,
+    sample_device,
+    timed,
+    warm_up,
+)
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+NO_EVENTS = "the device's own time was not measured, because cuda-bindings is missing: pip install cuda-bindings"
 
 
 class Worker:
@@ -45,6 +57,8 @@ class Worker:
         self._artifact: Artifact | None = None
         self._engine_dir: Path | None = None
         self._bound = False
+        self._device_index = 0
+        self._timer: DeviceTimer | None = None
 
     def handle(self, request: protocol.AnyRequest) -> msgspec.Struct:
         """Carry out a request and return its answer."""
@@ -63,6 +77,11 @@ class Worker:
         from harness.graph_reference import check
 
         return check(Path(request.folder), request.input_sets)
+
+    def _convert(self, request: protocol.Convert) -> protocol.Converted:
+        from harness.converter import convert
+
+        return convert(request, self._progress)
 
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)
@@ -108,6 +127,7 @@ class Worker:
         if case.fed_by is not None:
             self._artifact = self._artifact.fed_by(Artifact.open(Path(case.fed_by)))
         self._engine_dir = Path(case.engine_dir)
+        self._device_index = int(case.device.partition(":")[2] or 0)
         ask = CompileRequest(
             artifact=self._artifact,
             options=msgspec.convert(case.options, type=kind.Options),
@@ -133,9 +153,9 @@ class Worker:
             provider=session.provider,
             runnable=session.runnable,
             facts=session.facts(),
-            notes=session.notes(),
+            notes=[*session.notes(), *([] if session.stream is None or can_time_devices() else [NO_EVENTS])],
             placement=session.placement(),
-            on_stream=session.stream is not None,
+            on_stream=session.stream is not None and can_time_devices(),
         )
 
     def _runonce(self, request: protocol.RunOnce) -> protocol.Took:
@@ -169,6 +189,8 @@ class Worker:
 
     def _sample(self, request: protocol.Sample) -> protocol.Samples:
         session, artifact = self._opened()
+        if request.boundary == "device":
+            return self._sample_device(session, request)
         inputs = artifact.input_set(0) if request.boundary == "host-to-host" else {}
         return protocol.Samples(
             durations_ns=sample(
@@ -179,6 +201,15 @@ class Worker:
                 min_seconds=request.min_seconds,
             )
         )
+
+    def _sample_device(self, session: Session, request: protocol.Sample) -> protocol.Samples:
+        if self._timer is None:
+            assert session.stream is not None
+            self._timer = DeviceTimer(session.stream, self._device_index)
+        durations_ns, enqueue_ns = sample_device(
+            session, self._timer, min_iterations=request.min_iterations, min_seconds=request.min_seconds
+        )
+        return protocol.Samples(durations_ns=durations_ns, enqueue_ns=enqueue_ns)
 
     def _opened(self) -> tuple[Session, Artifact]:
         if self._session is None or self._artifact is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness import registry
+from harness.devices import CUDA
 from harness.errors import UsageError
 from harness.modelspec import BATCH, LARGEST, ModelSpec, parse_models
 from harness.plan import Variant, find_baseline
@@ -28,7 +29,7 @@ def asked_models(models: list[str], suite: str | None, root: Path) -> list[Model
 
 
 def plan_workloads(specs: list[ModelSpec], variants: list[Variant], settings: Settings) -> list[Workload]:
-    """Return one workload for each model and each point of the sweep over its free dimensions.
+    """Return one workload for each model, point of the sweep over its free dimensions, and device or target.
 
     Raises:
         UsageError: A dimension or an input that none of the models has, or a baseline that is not among the cases.
@@ -36,8 +37,8 @@ def plan_workloads(specs: list[ModelSpec], variants: list[Variant], settings: Se
     refuse_unknown(specs, settings.dims, settings.shapes)
     workloads: list[Workload] = []
     for spec in specs:
-        for dims in _points(spec, settings):
-            key = _key(spec, dims)
+        for dims, (device, target) in itertools.product(_points(spec, settings), _places(settings)):
+            key = _key(spec, dims, device=device if len(settings.devices) > 1 else None, target=target)
             taken = sum(one.key.partition("#")[0] == key for one in workloads)
             workloads.append(
                 Workload(
@@ -46,11 +47,19 @@ def plan_workloads(specs: list[ModelSpec], variants: list[Variant], settings: Se
                     asked=dims,
                     dims=dims,
                     batch=dims.get(BATCH, 1),
-                    precision=settings.precision,
+                    device=device,
+                    target=target,
                     baseline=find_baseline(variants, settings.baseline, graph_only=spec.kind == "onnx"),
                 )
             )
     return workloads
+
+
+def _places(settings: Settings) -> list[tuple[str, str | None]]:
+    """Return what each workload is measured on, or compiled for."""
+    if settings.targets:
+        return [(f"{CUDA}:0", target) for target in settings.targets]
+    return [(device, None) for device in settings.devices]
 
 
 def dynamic_ranges(workload: Workload, settings: Settings) -> dict[str, tuple[int, int]]:
@@ -128,11 +137,13 @@ def refuse_unknown(specs: list[ModelSpec], dims: Iterable[str], shapes: Iterable
             raise registry.unknown("input", name, inputs)
 
 
-def _key(spec: ModelSpec, dims: Mapping[str, int]) -> str:
+def _key(spec: ModelSpec, dims: Mapping[str, int], *, device: str | None, target: str | None) -> str:
     usual: Mapping[str, int] = {BATCH: 1}
     if spec.kind == "reference":
         usual = registry.model_class(spec.name).dims
-    return " ".join([spec.label, *(f"{name}={size}" for name, size in dims.items() if usual.get(name) != size)])
+    sizes = (f"{name}={size}" for name, size in dims.items() if usual.get(name) != size)
+    places = [f"on {device}"] if device else [f"for {target}"] if target else []
+    return " ".join([spec.label, *sizes, *places])
 
 
 def parse_sizes(where: str, text: str) -> list[int]:

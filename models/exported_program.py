@@ -133,6 +133,7 @@ def _flat(module: Any, structure: Any, leaves: list[Any]) -> Any:
 
     Its class is extended where it stands, so that the names of its weights stay what they are.
     """
+    import torch
     from torch.utils import _pytree
 
     kind: Any = type(module)
@@ -146,6 +147,33 @@ def _flat(module: Any, structure: Any, leaves: list[Any]) -> Any:
             result = kind.forward(self, *args, **kwargs)
             return result if hasattr(result, "shape") else tuple(_pytree.tree_leaves(result))
 
+        def _apply(self, function: Any, recurse: bool = True) -> Any:
+            kind._apply(self, function, recurse)
+            self.__class__ = kind  # whose `forward` is written anew from the graph
+            _move(self, function(torch.empty(0)).device)
+            self.__class__ = Flat
+            return self
+
     Flat.__name__ = Flat.__qualname__ = "ExportedProgram"
     module.__class__ = Flat
     return module
+
+
+def _move(module: Any, device: Any) -> None:
+    """Bring along what `Module.to()` leaves behind: constants, and the devices that are written into the graph."""
+    import torch
+    from torch.fx.node import map_aggregate
+
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(part, name, value.to(device))
+        stale = False
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            given = (node.args, node.kwargs)
+            moved = map_aggregate(given, lambda value: device if isinstance(value, torch.device) else value)
+            if moved != given:
+                node.args, node.kwargs = moved
+                stale = True
+        if stale:
+            part.recompile()

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from harness.modelspec import BATCH
-from harness.records import CONTROL, REUSED, Case, Failure, ModelInfo, OutputDrift, Settings
-from harness.summary import CaseSummary, RunSummary, WorkloadSummary
+from harness.records import (
+    CONTROL,
+    REUSED,
+    Build,
+    Case,
+    DeviceMemory,
+    Failure,
+    ModelInfo,
+    OutputDrift,
+    Settings,
+    Workload,
+)
+from harness.summary import CaseSummary, GpuSummary, RunSummary, WorkloadSummary
 from reports.blocks import Line, Problem, Section
 from reports.formatting import (
     clean,
@@ -38,8 +49,14 @@ def heading(workload: WorkloadSummary, summary: RunSummary) -> str:
     shape = [f"{name} {extent}" for name, extent in dims.items()]
     threads = counted(settings.threads, "thread", "threads")
     weights = _weights(workload, settings)
-    parts = [of.precision, *shape, threads, *([weights] if weights else [])]
-    return clean(f"{of.model.label} on {settings.device}: {', '.join(parts)}")
+    precisions = list(dict.fromkeys(case.precision for case in of.cases)) or list(settings.precisions)
+    parts = [*precisions, *shape, threads, *([weights] if weights else [])]
+    return clean(f"{of.model.label} {place(of)}: {', '.join(parts)}")
+
+
+def place(workload: Workload) -> str:
+    """Return where a workload was measured, or what it was compiled for."""
+    return f"for {workload.target}" if workload.target else f"on {workload.device}"
 
 
 def banners(workload: WorkloadSummary) -> Iterator[Line]:
@@ -75,6 +92,11 @@ def measured(workload: WorkloadSummary, summary: RunSummary) -> Iterator[Line]:
             judged = "one launch cannot judge it"
         yield Line(label="A/A control", text=f"{found}: {judged}", emphasis="bad" if workload.suspicious else "")
     yield Line(label="sampling", text=_sampling(workload, summary.run.settings))
+    for gpu in workload.gpus:
+        yield Line(label=clean(gpu.device), text=_gpu(gpu))
+        if gpu.dropped_windows:
+            text = f"{gpu.dropped_windows} of {gpu.windows} windows on {gpu.device}: {_counts(gpu.dropped)}"
+            yield Line(label="dropped", text=clean(text), emphasis="bad")
 
 
 def reference(workload: WorkloadSummary, settings: Settings) -> Iterator[Line]:
@@ -105,6 +127,8 @@ def sections(workload: WorkloadSummary, settings: Settings, level: int) -> Itera
     drifts = tuple(_drift(row.case, far) for row in workload.rows if (far := worst(row)))
     yield Section(title="stages", lines=tuple(_stages(case) for case in cases if case.stages), level=level)
     yield Section(title=_distance(workload), lines=drifts, level=level)
+    memory = tuple(_device_memory(row.case, row.device_memory) for row in workload.rows if row.device_memory)
+    yield Section(title="device memory", lines=memory, level=level)
     yield Section(title="facts", lines=tuple(line for case in cases for line in _facts(case, settings)), level=level)
 
 
@@ -121,10 +145,14 @@ def notes(workload: WorkloadSummary) -> Iterator[Line]:
     for note in of.notes:
         yield Line(text=clean(note))
     for row in workload.rows:
+        for caution in row.cautions:
+            yield Line(label=clean(row.case.id), text=clean(caution))
         for note in row.case.notes:
             yield Line(label=clean(row.case.id), text=clean(note))
         if row.marked_windows:
             yield Line(label=clean(row.case.id), text=_disturbed(row, workload))
+        if row.disturbed or row.dropped_windows:
+            yield Line(label=clean(row.case.id), text=_dropped(row), emphasis="bad")
 
 
 def problems(workload: WorkloadSummary, summary: RunSummary) -> Iterator[Problem]:
@@ -235,8 +263,21 @@ def _facts(case: Case, settings: Settings) -> Iterator[Line]:
     facts = [f"{name.replace('_', ' ')} {word(value)}" for name, value in case.facts.items() if name != REUSED]
     if case.threads != settings.threads:
         facts.append(f"threads {case.threads}")
+    if case.placement is not None and set(case.placement) != {"cpu"}:
+        facts.append("nodes " + ", ".join(f"{count} on {where}" for where, count in case.placement.items()))
+    if case.builds:
+        facts.append(_builds(case.builds))
     if facts:
         yield Line(label=clean(case.id), text=clean(", ".join(facts)))
+
+
+def _builds(builds: list[Build]) -> str:
+    took = [build.stages["compile"] for build in builds]
+    text = f"{len(builds)} builds, compiled in {duration(min(took))} to {duration(max(took))}"
+    sizes = {build.engine_bytes for build in builds if build.engine_bytes is not None}
+    if len(sizes) > 1:
+        text += f", engines of {size(min(sizes))} to {size(max(sizes))}"
+    return text
 
 
 def _drift(case: Case, drift: OutputDrift) -> Line:
@@ -269,6 +310,39 @@ def _disturbed(row: CaseSummary, workload: WorkloadSummary) -> str:
     }
     why = f" ({', '.join(sorted(clean(mark) for mark in marks))})" if marks else ""
     return f"{row.marked_windows} of {row.windows} windows were disturbed{why}"
+
+
+def _gpu(gpu: GpuSummary) -> str:
+    parts = [
+        f"SM {_range([gpu.sm_mhz_low, gpu.sm_mhz_high])} MHz" if gpu.sm_mhz_low and gpu.sm_mhz_high else "",
+        f"memory {gpu.memory_mhz:.0f} MHz" if gpu.memory_mhz else "",
+        f"at most {gpu.temperature_c} °C" if gpu.temperature_c is not None else "",
+        f"{significant(gpu.power_w)} W on average" if gpu.power_w is not None else "",
+        f"P{gpu.p_state}" if gpu.p_state is not None else "",
+        f"PCIe {gpu.pcie_generation}.0 x{gpu.pcie_width}" if gpu.pcie_generation and gpu.pcie_width else "",
+    ]
+    return ", ".join(part for part in parts if part) or "the driver says nothing of it"
+
+
+def _dropped(row: CaseSummary) -> str:
+    if row.disturbed:
+        return f"no window was left without a disturbance of the GPU, so all count: {_counts(row.disturbed)}"
+    text = f"{row.dropped_windows} of {row.windows} windows were dropped: {_counts(row.dropped)}"
+    # Which windows are left is then no accident: they are those in which the card happened to be cool, or alone.
+    return f"{text}; it may be slower under lasting load" if 2 * row.dropped_windows > row.windows else text
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{clean(reason)} ({count})" for reason, count in sorted(reasons.items()))
+
+
+def _device_memory(case: Case, memory: DeviceMemory) -> Line:
+    parts = [f"{size(memory.before_load_bytes)} before loading"] if memory.before_load_bytes else []
+    parts.append(f"{size(memory.loaded_bytes)} when loaded")
+    parts.append(f"{size(memory.ran_bytes)} after the first run")
+    parts.append(f"peak {size(memory.peak_bytes)}")
+    how = "" if memory.by == "process" else " (by what was in use on the card: its driver does not list this process)"
+    return Line(label=clean(case.id), text=", ".join(parts) + how)
 
 
 def _range(numbers: list[int]) -> str:

@@ -18,21 +18,27 @@ A workload has:
 | key | holds |
 |---|---|
 | `key` | its name, unique in the run |
-| `model`, `dims`, `batch`, `precision` | what was compared on; `dims` are all free dimensions, the batch too |
+| `model`, `dims`, `batch` | what was compared on; `dims` are all free dimensions, the batch too |
+| `device`, `target` | where, or the compute capability it was compiled for |
 | `info` | the export, with parameters, weights and their digest; null where it failed |
 | `seeded` | whether the weights are random, so that drift is numerical agreement only |
 | `baseline` | id of the case that others are compared against, or null |
 | `control` | the baseline's second worker over the first: `ratio`, `verdict`, `noisy`; null where it did not run |
 | `suspicious` | whether the control lies outside its interval |
 | `noise_floor` | smallest relative difference that could have been called, such as 0.013 |
+| `gpus` | what each card did while it was measured on: clocks, power, temperature, dropped windows |
 | `rows` | one object a case, from fastest to slowest, then those without a number |
 | `measure_s`, `notes`, `failure`, `closing` | time spent measuring; its notes; what ended all of it; its sentence |
 
 A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set, and:
-`is_baseline`; `compute` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`, `p99_ns`, each
-null or `value`, `low`, `high` in nanoseconds); `comparison` (`ratio` is time over the baseline's time with its
-99 % interval, `verdict`, `noisy`); `throughput_per_s`; `gflop_per_s`; `peak_bytes`; `launches`; `windows`,
-`marked_windows`; `worst_drift` (an index into `drift`).
+`is_baseline`; `compute`, `on_device` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`,
+`p99_ns`, each null or `value`, `low`, `high` in nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
+`off_device`, how many nodes run elsewhere; `cautions`, what a reader must know, in figures; `comparison` (`ratio` is
+time over the baseline's time with its 99 % interval, `verdict`, `noisy`, `build_sd`); `throughput_per_s`;
+`gflop_per_s`; `energy` of one inference (`mj`, and `by` which of a GPU's sensors) or null; `peak_bytes`;
+`device_memory` (bytes by phase) or null; `launches`; `windows`, of which `marked_windows` were disturbed on the host
+and counted, `dropped_windows` on the GPU and left out; `dropped`, what disturbed those -> windows; `disturbed`, the
+same where all had to be kept; `worst_drift` (an index into `drift`).
 """
 
 from __future__ import annotations
@@ -95,13 +101,15 @@ def _workload(summary: WorkloadSummary) -> dict[str, Any]:
         "model": workload.model,
         "dims": workload.dims,
         "batch": workload.batch,
-        "precision": workload.precision,
+        "device": workload.device,
+        "target": workload.target,
         "info": workload.info,
         "seeded": summary.seeded,
         "baseline": summary.baseline,
         "control": summary.control,
         "suspicious": summary.suspicious,
         "noise_floor": summary.noise_floor,
+        "gpus": summary.gpus,
         "rows": [_row(row) for row in summary.rows],
         "measure_s": workload.measure_s,
         "notes": workload.notes,
@@ -115,14 +123,23 @@ def _row(row: CaseSummary) -> dict[str, Any]:
     return case | {
         "is_baseline": row.is_baseline,
         "compute": _latency(row.compute),
+        "on_device": _latency(row.on_device),
+        "enqueue_p50_ns": row.enqueue_p50_ns,
+        "off_device": row.off_device,
+        "cautions": row.cautions,
         "host_to_host": _latency(row.host_to_host),
         "comparison": row.comparison,
         "throughput_per_s": row.throughput,
         "gflop_per_s": row.gflop_per_s,
+        "energy": row.energy,
         "peak_bytes": row.peak_bytes,
+        "device_memory": row.device_memory,
         "launches": row.launches,
         "windows": row.windows,
         "marked_windows": row.marked_windows,
+        "dropped_windows": row.dropped_windows,
+        "dropped": row.dropped,
+        "disturbed": row.disturbed,
         "worst_drift": row.worst_drift,
     }
 

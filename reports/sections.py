@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from harness.records import Run
+from harness.records import EnergySource, Run
 from harness.summary import RunSummary, WorkloadSummary
 from reports import details
 from reports.blocks import Line
@@ -27,7 +27,8 @@ def title(summary: RunSummary) -> str:
     what = f"suite {settings.suite}" if settings.suite else named
     count = counted(len(run.workloads), "workload", "workloads")
     threads = counted(settings.threads, "thread", "threads")
-    return clean(f"{what} on {settings.device}: {count}, {settings.precision}, {threads}")
+    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads))) or "on cpu"
+    return clean(f"{what} {places}: {count}, {', '.join(settings.precisions)}, {threads}")
 
 
 def banners(summary: RunSummary) -> Iterator[Line]:
@@ -53,6 +54,12 @@ def banners(summary: RunSummary) -> Iterator[Line]:
 def legend(summary: RunSummary) -> Iterator[str]:
     """Yield how to read the columns of a table of cases."""
     measured = [one for one in summary.workloads if any(row.compute for row in one.rows)]
+    if any(one.workload.target for one in summary.workloads):
+        yield (
+            "compile is the whole way from the exported model to a finished engine, cold unless a note says otherwise; "
+            "engine = all that the backend saved, with the weights or without; peak = largest resident memory of the "
+            "compiling process tree. Nothing was run."
+        )
     if not measured:
         return
     baselines = {one.baseline for one in measured}
@@ -72,6 +79,14 @@ def legend(summary: RunSummary) -> Iterator[str]:
         f"saved, with the weights or without. {_distances(measured)} A dash = not measured, or too few samples for "
         "that percentile."
     )
+    rows = [row for one in measured for row in one.rows]
+    if any(row.device_memory for row in rows):
+        yield (
+            "device memory = the most that a measuring worker took of the GPU's, its CUDA context included; peak is of "
+            "the host's."
+        )
+    if sources := {row.energy.by for row in rows if row.energy}:
+        yield f"energy = of one inference, the whole card's, its idle power included; {_energy_from(sources)}."
 
 
 def closing(summary: RunSummary) -> str:
@@ -87,6 +102,9 @@ def settings(summary: RunSummary) -> Iterator[Line]:
         parts.append(f"batch {summary.workloads[0].workload.batch}")
         if info := summary.workloads[0].workload.info:
             parts.append(counted(info.input_sets, "input set", "input sets"))
+    if asked.lock_clocks is not None:
+        clock = "their base clock" if asked.lock_clocks == "base" else f"{asked.lock_clocks} MHz"
+        parts.append(f"SM clocks locked to {clock}")
     yield Line(label="settings", text=clean(", ".join([*parts, "boundary compute"])))
     measuring = sum(one.workload.measure_s for one in summary.workloads)
     yield Line(label="took", text=f"{duration(run.wall_s)}, of which measuring {duration(measuring)}")
@@ -136,7 +154,17 @@ def _doubted(workload: WorkloadSummary) -> bool:
 
 
 def _failed(workload: WorkloadSummary) -> bool:
+    if workload.workload.target:
+        return not any(row.case.status == "compiled" for row in workload.rows)
     return not any(row.compute for row in workload.rows)
+
+
+def _energy_from(sources: set[EnergySource]) -> str:
+    """Return how far to trust energies: readings of the power lag behind what they are of."""
+    if sources == {"counter"}:
+        return "from its energy counter"
+    readings = "from readings of its power, which lag behind it"
+    return readings if sources == {"power"} else f"from its energy counter, or where that was too coarse {readings}"
 
 
 def _distances(measured: list[WorkloadSummary]) -> str:

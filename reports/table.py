@@ -18,6 +18,7 @@ from reports.formatting import (
     SECONDS,
     Unit,
     clean,
+    percent,
     ratio,
     scientific,
     shorten,
@@ -32,7 +33,22 @@ Emphasis = Literal["", "good", "bad", "muted"]
 OF_STATUS: dict[str, Emphasis] = {"ok": "good", "compiled": "muted", "unavailable": "muted", "unsupported": "muted"}
 OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
-SPEED = ("p50_ns", "p95_ns", "p99_ns", "host_to_host_p50_ns", "throughput_per_s", "ratio", "verdict", "status")
+OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
+"""What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
+WHERE_APPLICABLE = ("device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
+"""Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
+SPEED = (
+    "p50_ns",
+    "p95_ns",
+    "p99_ns",
+    "device_p50_ns",
+    "host_to_host_p50_ns",
+    "throughput_per_s",
+    "ratio",
+    "build_sd",
+    "verdict",
+    "status",
+)
 COST = (
     "version",
     "provider",
@@ -42,6 +58,8 @@ COST = (
     "first_run_s",
     "engine_bytes",
     "peak_bytes",
+    "device_peak_bytes",
+    "energy_mj",
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
@@ -107,18 +125,31 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _time("p50_ns", "p50", flats, unit=latency, digits=4),
         _time("p95_ns", "p95", flats, unit=latency, digits=4),
         _time("p99_ns", "p99", flats, unit=latency, digits=4),
+        _time("device_p50_ns", "device", flats, unit=latency, digits=4, of="p50 "),
         _time("host_to_host_p50_ns", "host-to-host", flats, unit=latency, digits=4, of="p50 "),
         _number("throughput_per_s", "throughput", "items/s", flats, digits=4),
         _drawn("ratio", against_word(workload.baseline), "time ratio [99 %]", "right", rows, _ratio),
+        _drawn("build_sd", "builds", "sd", "right", rows, _build_sd),
         _drawn("verdict", "verdict", "", "left", rows, _verdict),
         _drawn("drift_relative_l2", distance, "rel. L2", "right", rows, _relative_l2),
         _drawn("drift_cosine", distance, "cosine", "right", rows, _cosine),
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
+        _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
+        _number("energy_mj", "energy", "mJ", flats),
         _drawn("status", "status", "", "left", rows, _status),
     ]
-    return assembled(drawn, themes=(SPEED, COST))
+    if workload.workload.target:
+        peak = _number("peak_compile_bytes", "peak", "MB", flats, per=1e6)
+        return assembled([*(one for one in drawn if one[0].key in OF_TARGET), peak, drawn[-1]])
+    shown = [
+        (column, cells)
+        for column, cells in drawn
+        if column.key not in WHERE_APPLICABLE or any(cell.value is not None for cell in cells)
+    ]
+    kept = {column.key for column, _ in shown}
+    return assembled(shown, themes=tuple(tuple(key for key in theme if key in kept) for theme in (SPEED, COST)))
 
 
 def assembled(drawn: Sequence[Drawn], themes: tuple[tuple[str, ...], ...] | None = None) -> Table:
@@ -193,6 +224,11 @@ def _ratio(row: CaseSummary) -> Cell:
     if row.comparison is None:
         return Cell()
     return Cell(text=ratio(row.comparison.ratio), value=row.comparison.ratio.value, emphasis=_judgement(row))
+
+
+def _build_sd(row: CaseSummary) -> Cell:
+    spread = row.comparison.build_sd if row.comparison else None
+    return Cell() if spread is None else Cell(text=percent(spread), value=spread)
 
 
 def _verdict(row: CaseSummary) -> Cell:

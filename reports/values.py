@@ -46,6 +46,7 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
         "version": case.version,
         "provider": case.provider,
         "device": case.device,
+        "target": case.target,
         "precision": case.precision,
         "batch": workload.batch,
         "dims": ",".join(f"{name}={size}" for name, size in workload.dims.items() if name != BATCH) or None,
@@ -57,10 +58,16 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
     flat["samples"] = row.compute.samples if row.compute else None
     flat |= _latency("", row.compute)
     flat["cv"] = row.compute.cv if row.compute else None
+    flat["device_samples"] = row.on_device.samples if row.on_device else None
+    flat |= _latency("device_", row.on_device)
+    flat["enqueue_p50_ns"] = row.enqueue_p50_ns
+    flat["nodes_off_device"] = row.off_device
     flat["host_to_host_samples"] = row.host_to_host.samples if row.host_to_host else None
     flat |= _latency("host_to_host_", row.host_to_host)
     flat["throughput_per_s"] = row.throughput
     flat["gflop_per_s"] = row.gflop_per_s
+    flat["energy_mj"] = row.energy.mj if row.energy else None
+    flat["energy_by"] = row.energy.by if row.energy else None
     flat["baseline"] = of.baseline
     flat |= _comparison(row)
     flat |= _drift(row)
@@ -68,9 +75,11 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
         "engine_bytes": case.engine_bytes,
         "peak_bytes": row.peak_bytes,
         "peak_compile_bytes": case.peak_compile_bytes,
+        **_device_memory(row),
         "launches": row.launches,
         "windows": row.windows,
         "marked_windows": row.marked_windows,
+        "dropped_windows": row.dropped_windows,
     }
     flat |= _failure(row)
     return {key: clean(value) if isinstance(value, str) else value for key, value in flat.items()}
@@ -99,6 +108,7 @@ def _comparison(row: CaseSummary) -> dict[str, Scalar]:
         "ratio_high": found.ratio.high if found else None,
         "verdict": found.verdict if found else None,
         "noisy": found.noisy if found else None,
+        "build_sd": found.build_sd if found else None,
     }
 
 
@@ -120,6 +130,17 @@ def _drift(row: CaseSummary) -> dict[str, Scalar]:
         "drift_inf_count": drift.inf_count if drift else None,
         "drift_top1_agreement": drift.top1_agreement if drift else None,
         "drift_top5_agreement": drift.top5_agreement if drift else None,
+    }
+
+
+def _device_memory(row: CaseSummary) -> dict[str, Scalar]:
+    memory = row.device_memory
+    return {
+        "device_before_load_bytes": memory.before_load_bytes if memory else None,
+        "device_loaded_bytes": memory.loaded_bytes if memory else None,
+        "device_ran_bytes": memory.ran_bytes if memory else None,
+        "device_peak_bytes": memory.peak_bytes if memory else None,
+        "device_memory_by": memory.by if memory else None,
     }
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from harness.artifact import Artifact
@@ -15,6 +16,10 @@ from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
 from tests.support import PLUGINS, RUN_CLI, Cli
+
+# A shared machine pauses now and then; how long one example takes says nothing about the code.
+hypothesis.settings.register_profile("harness", deadline=None)
+hypothesis.settings.load_profile("harness")
 
 
 @pytest.fixture(scope="session", autouse=True)

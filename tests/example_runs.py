@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any  # keyword overrides of records, checked by msgspec's constructors
 
+import msgspec
+
 from harness.modelspec import ModelSpec
 from harness.records import (
     CONTROL,
+    Build,
     Case,
     Environment,
     Failure,
@@ -37,6 +40,8 @@ def examples() -> dict[str, RunSummary]:
         "no-export": no_export(),
         "interrupted": interrupted(),
         "nasty": nasty(),
+        "cuda": cuda(),
+        "target": target(),
     }
 
 
@@ -233,6 +238,86 @@ def interrupted() -> RunSummary:
         baseline="eager",
         closing="The run was interrupted before anything could be compared.",
     )
+
+
+def cuda() -> RunSummary:
+    """Return a run on a GPU whose cases were built three times each, with everything that only a GPU shows."""
+
+    def on_gpu(of: Case, p50: float, device: float, **fields: Any) -> CaseSummary:
+        found = row(of, p50=p50, **fields)
+        comparison = found.comparison and msgspec.structs.replace(found.comparison, build_sd=0.0123)
+        return msgspec.structs.replace(
+            found, on_device=latency(device * MS, samples=90), enqueue_p50_ns=0.31 * MS, comparison=comparison
+        )
+
+    builds = [
+        Build(
+            engine=f"engines/{number}",
+            engine_created="2026-03-02T10:12:00+00:00",
+            engine_bytes=51_300_000 + 900_000 * number,
+            stages={"compile": 21.7 + number},
+            peak_compile_bytes=2_100_000_000,
+        )
+        for number in range(3)
+    ]
+    rows = [
+        on_gpu(
+            case(
+                "tensorrt", device="cuda:0", version="11.4.0", provider="TensorRT sm_89", placement={"cuda": 58},
+                builds=builds, stages=stages(21.7, 0.31, 0.002),
+            ),
+            0.912,
+            0.871,
+            compared=(0.3012, 0.2951, 0.3074, "FASTER"),
+        ),
+        msgspec.structs.replace(
+            on_gpu(
+                case(
+                    "onnxruntime", device="cuda:0", version="1.29.0", provider="CUDAExecutionProvider",
+                    placement={"cuda": 120, "cpu": 3}, stages=stages(0.9, 0.4, 0.002),
+                ),
+                1.237,
+                1.101,
+                compared=(0.4085, 0.4021, 0.4150, "FASTER"),
+            ),
+            off_device=3,
+            cautions=("3 of 123 nodes do not run on cuda:0",),
+        ),
+        msgspec.structs.replace(
+            on_gpu(case("eager", device="cuda:0", version="2.13.0", provider="torch cuda:0"), 3.028, 0.993),
+            enqueue_p50_ns=2.61 * MS,
+            cautions=("host bound: enqueuing takes 2.61 ms of the 0.993 ms that the device works",),
+        ),
+    ]  # fmt: skip
+    return single(
+        rows,
+        launches=launches(["tensorrt", "onnxruntime", "eager"], 6, 10),
+        device="cuda:0",
+        baseline="eager",
+        control=Comparison(ratio=Estimate(value=1.0007, low=0.9971, high=1.0043), verdict="SAME", noisy=False),
+        noise_floor=0.0214,
+        closing="tensorrt ran 3.32x faster than eager.",
+    )
+
+
+def target() -> RunSummary:
+    """Return a run that only compiled, for a GPU that is not there."""
+    rows = [
+        row(
+            case(
+                "tensorrt-rtx", status="compiled", device="cuda:0", target="sm_89", version="1.7.1",
+                provider="TensorRT-RTX sm_89", stages={"import": 0.3, "compile": 21.7, "build": 20.5, "save": 0.1},
+                engine_bytes=51_300_000, drift=[],
+            )
+        ),
+        row(
+            case(
+                "eager", status="unsupported", device="cuda:0", target="sm_89", drift=[],
+                failure=Failure(stage="plan", message="eager cannot build for sm_89 without the device"),
+            )
+        ),
+    ]  # fmt: skip
+    return single(rows, device="cuda:0", target="sm_89", baseline=None, closing="Nothing was measured.")
 
 
 def nasty() -> RunSummary:
@@ -442,6 +527,7 @@ WORKLOAD_FIELDS = (
     "baseline",
     "closing",
     "control",
+    "device",
     "dims",
     "failure",
     "info",
@@ -450,6 +536,7 @@ WORKLOAD_FIELDS = (
     "model",
     "noise_floor",
     "suspicious",
+    "target",
     "workload_notes",
 )
 
@@ -469,6 +556,8 @@ def workload(
     suspicious: bool = False,
     noise_floor: float | None = None,
     closing: str = "",
+    device: str = "cpu",
+    target: str | None = None,
 ) -> WorkloadSummary:
     """Return one workload; `info=None` leaves out what an export tells, as when it failed."""
     sizes = {"batch": 1} | (dims or {})
@@ -481,6 +570,8 @@ def workload(
             model=ModelSpec(kind=kind, name=model),
             dims=sizes,
             batch=sizes["batch"],
+            device=device,
+            target=target,
             baseline=baseline or "eager",
             info=known,
             cases=[one.case for one in rows],

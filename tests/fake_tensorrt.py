@@ -1,4 +1,4 @@
-"""Stand-ins for what the TensorRT backends reach outside: the driver, the CUDA runtime, TensorRT's Python API.
+"""Stand-ins for TensorRT's Python API, over the fake CUDA runtime, and requests to try backends with.
 
 What they cannot show is that an engine computes the right thing on a GPU: the conformance suite does, where there
 is one.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import types
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -17,100 +18,55 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from backends.cuda_device import Gpu
 from harness.api import Artifact, Backend, CompileRequest, DynamicShapes, TensorSpec
 from harness.artifact import Manifest, write_tensors
 from harness.modelspec import ModelSpec
-
-ADA = Gpu(index=0, name="NVIDIA GeForce RTX 4090", target="sm_89")
-
-
-def fake_libcuda(init: int = 0) -> Any:
-    def set_int(value: int) -> Callable[..., int]:
-        def call(out: Any, *_: object) -> int:
-            out._obj.value = value
-            return 0
-
-        return call
-
-    def name(buffer: Any, size: int, index: int) -> int:
-        buffer.value = b"NVIDIA GeForce RTX 4090"
-        return 0
-
-    def attribute(out: Any, which: int, index: int) -> int:
-        out._obj.value = {75: 8, 76: 9}[which]
-        return 0
-
-    def error_name(code: int, out: Any) -> int:
-        out._obj.value = b"CUDA_ERROR_NO_DEVICE"
-        return 0
-
-    return types.SimpleNamespace(
-        cuInit=lambda flags: init,
-        cuDriverGetVersion=set_int(12080),
-        cuDeviceGetCount=set_int(1),
-        cuDeviceGetName=name,
-        cuDeviceGetAttribute=attribute,
-        cuGetErrorName=error_name,
-    )
+from tests.fake_cuda import FakeCudart
 
 
-class FakeCudart(types.ModuleType):
-    """`cuda.bindings.runtime` over host memory. Copies happen at once; what is allocated is counted."""
+class Seen:
+    """What the fakes below were told, and how they are to behave."""
 
-    class cudaError_t(Enum):
-        cudaSuccess = 0
-        cudaErrorMemoryAllocation = 2
-        cudaErrorInvalidDevice = 101
+    def __init__(self, cudart: FakeCudart) -> None:
+        self.cudart = cudart
+        self.logger: Any = None
+        self.built_on: int | None = None
+        """The device that was the current one when the builder was made."""
+        self.flags = {"TF32"}
+        self.workspace = 0
+        self.capability: Any = None
+        self.accepted: list[bytes] = []
+        """Timing caches that were taken."""
+        self.meanwhile: Callable[[], object] = lambda: None
+        """Happens while the engine is built."""
+        self.profile: FakeProfile | None = None
+        self.runtime_config: FakeRuntimeConfig | None = None
+        self.runtime_cache = FakeRuntimeCache()
+        self.addresses: dict[str, int] = {}
+        self.enqueues = 0
+        self.broken = ""
+        """What an enqueue that fails logs."""
+        self.unrecordable = ""
+        """What an enqueue that fails only while the stream records logs."""
+        self.deserializes = True
+        self.deserialize_error = "wrong magic tag. In throwUnlessHeaderOk at /_src/runtime.cpp:48"
+        self.graph_warning = ""
+        """What making a context logs where a CUDA graph was asked for."""
+        self.shape_tensor = False
+        self.dtype: Any = np.float32
+        self.shape: tuple[int, ...] = ()
+        self.layers: list[Any] = ["/conv + /relu", "/fc", "reformat"]
+        """What the inspector tells."""
 
-    class cudaMemcpyKind(Enum):
-        cudaMemcpyHostToDevice = 1
-        cudaMemcpyDeviceToHost = 2
+    def log(self, severity: str, message: str) -> None:
+        self.logger.log(self.logger.Severity[severity], message)
 
-    cudaStreamNonBlocking = 1
 
-    def __init__(self, free: int = 1 << 20) -> None:
-        super().__init__("cuda.bindings.runtime")
-        self.free = free
-        self.blocks: dict[int, Any] = {}
-        self.streams: set[int] = set()
-        self.ok = self.cudaError_t.cudaSuccess
+class Fake:
+    """Base of what stands for a class of TensorRT. Its public names are names that the real class has."""
 
-    def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
-        return (self.ok if index == 0 else self.cudaError_t.cudaErrorInvalidDevice,)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        assert flags == self.cudaStreamNonBlocking
-        self.streams.add(77)
-        return (self.ok, 77)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        assert stream in self.streams
-        return (self.ok,)
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        self.streams.remove(stream)
-        return (self.ok,)
-
-    def cudaMalloc(self, nbytes: int) -> tuple[Any, ...]:
-        if nbytes > self.free:
-            return (self.cudaError_t.cudaErrorMemoryAllocation, None)
-        block = ctypes.create_string_buffer(nbytes)
-        self.blocks[ctypes.addressof(block)] = block
-        return (self.ok, ctypes.addressof(block))
-
-    def cudaFree(self, pointer: int) -> tuple[Any, ...]:
-        del self.blocks[pointer]
-        return (self.ok,)
-
-    def cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: Any, stream: int) -> tuple[Any, ...]:
-        device = to if kind is self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        assert stream in self.streams and nbytes <= len(self.blocks[device])
-        ctypes.memmove(to, source, nbytes)
-        return (self.ok,)
-
-    def cudaGetErrorString(self, error: Any) -> tuple[Any, ...]:
-        return (self.ok, b"says the fake")
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
 
 
 class Buffer(bytes):
@@ -131,7 +87,11 @@ class FakeTensorRT(types.ModuleType):
     TensorLocation = Enum("TensorLocation", "DEVICE HOST")
     BuilderFlag = Enum("BuilderFlag", "TF32")
     MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
+    ProfilingVerbosity = Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY DETAILED")
+    LayerInformationFormat = Enum("LayerInformationFormat", "JSON")
     ComputeCapability = Enum("ComputeCapability", "SM86 SM89 SM120")
+    CudaGraphStrategy = Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+    DynamicShapesKernelSpecializationStrategy = Enum("DynamicShapesKernelSpecializationStrategy", "LAZY EAGER")
     NetworkDefinitionCreationFlag = types.SimpleNamespace(STRONGLY_TYPED=1)
     __version__ = "11.4.0.106"
 
@@ -143,109 +103,226 @@ class FakeTensorRT(types.ModuleType):
 
     def __init__(self, cudart: FakeCudart) -> None:
         super().__init__("fake_tensorrt")
-        self.cudart, self.config = cudart, FakeConfig()
-        self.num_io_tensors, self.num_layers, self.num_inputs, self.num_outputs = 2, 3, 1, 1
-        self.shape_tensor = False
-        self.enqueues = 0
-        self.broken = False
-        self.dtype: Any = np.float32
-        self.addresses: dict[str, int] = {}
-        self.runtime_cache = FakeRuntimeCache()
+        self.seen = Seen(cudart)
 
-    def Builder(self, logger: Any) -> Any:
-        self.logger = logger
-        return types.SimpleNamespace(
-            create_network=lambda flags: self,
-            create_builder_config=lambda: self.config,
-            create_optimization_profile=FakeProfile,
-            build_serialized_network=self.build,
-        )
+    @property
+    def config(self) -> FakeConfig:
+        return self._config
 
-    def build(self, network: Any, config: Any) -> Buffer:
-        config.progress_monitor.phase_start("Building", None, 1)
-        config.progress_monitor.step_complete("Building", 0)
-        config.progress_monitor.phase_finish("Building")
-        config.cache = Buffer(b"timings")
-        return Buffer(b"plan")
+    def Builder(self, logger: Any) -> FakeBuilder:
+        self.seen.logger = logger
+        self.seen.built_on = self.seen.cudart.current
+        self._config = FakeConfig(self.seen)
+        return FakeBuilder(self.seen, self._config)
 
-    def OnnxParser(self, network: Any, logger: Any) -> Any:
-        return types.SimpleNamespace(parse_from_file=lambda path: Path(path).is_file())
+    def OnnxParser(self, network: Any, logger: Any) -> FakeParser:
+        return FakeParser(self.seen)
 
-    def get_input(self, index: int) -> Any:
-        return types.SimpleNamespace(name="input", is_shape_tensor=self.shape_tensor)
-
-    def Runtime(self, logger: Any) -> Any:
-        return types.SimpleNamespace(deserialize_cuda_engine=self.deserialize)
-
-    def deserialize(self, plan: bytes) -> Any:
-        if plan == b"plan":
-            return self
-        self.logger.log(self.ILogger.Severity.ERROR, "wrong magic tag. In throwUnlessHeaderOk at /_src/runtime.cpp:48")
-        return None
+    def Runtime(self, logger: Any) -> FakeRuntime:
+        self.seen.logger = logger
+        return FakeRuntime(self.seen)
 
     def nptype(self, dtype: Any) -> Any:
         return dtype
 
-    # From here on the engine and its context.
-    def create_execution_context(self, runtime_config: Any = None) -> Any:
-        self.runtime_config = runtime_config
-        return self
 
-    def create_runtime_config(self) -> Any:
-        return types.SimpleNamespace(
-            create_runtime_cache=lambda: self.runtime_cache, set_runtime_cache=self.runtime_cache.attach
-        )
+class FakeBuilder(Fake):
+    """Stands for `Builder`."""
+
+    max_threads = 1
+
+    def __init__(self, seen: Seen, config: FakeConfig) -> None:
+        super().__init__(seen)
+        self._config = config
+
+    def create_network(self, flags: int) -> FakeNetwork:
+        assert flags == 1 << FakeTensorRT.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        return FakeNetwork(self._seen)
+
+    def create_builder_config(self) -> FakeConfig:
+        return self._config
+
+    def create_optimization_profile(self) -> FakeProfile:
+        return FakeProfile(self._seen)
+
+    def build_serialized_network(self, network: Any, config: FakeConfig) -> Buffer | None:
+        watch = config.progress_monitor
+        watch.phase_start("Building", None, 2)
+        watch.phase_start("Timing", "Building", 3)
+        watch.step_complete("Timing", 0)
+        watch.phase_finish("Timing")
+        watch.step_complete("Building", 0)
+        watch.phase_finish("Building")
+        self._seen.meanwhile()
+        config._cache.combine(FakeTimingCache(b"timings"), ignore_mismatch=False)
+        return Buffer(b"plan")
+
+
+class FakeNetwork(Fake):
+    """Stands for `INetworkDefinition`."""
+
+    num_layers, num_inputs, num_outputs = 3, 1, 1
+
+    def get_input(self, index: int) -> FakeTensor:
+        return FakeTensor(self._seen)
+
+
+class FakeTensor(Fake):
+    """Stands for `ITensor`."""
+
+    name = "input"
+
+    @property
+    def is_shape_tensor(self) -> bool:
+        return self._seen.shape_tensor
+
+
+class FakeParser(Fake):
+    """Stands for `OnnxParser`."""
+
+    num_errors = 0
+
+    def parse_from_file(self, path: str) -> bool:
+        return Path(path).is_file()
+
+    def get_error(self, index: int) -> FakeParserError:
+        raise AssertionError("it has none")
+
+
+class FakeParserError:
+    """Stands for `ParserError`."""
+
+    def __init__(self, code: str, text: str, node: int = 0, name: str = "", operator: str = "") -> None:
+        self._code, self._text, self._node, self._name, self._operator = code, text, node, name, operator
+
+    def code(self) -> Any:
+        return types.SimpleNamespace(name=self._code)
+
+    def desc(self) -> str:
+        return self._text
+
+    def node(self) -> int:
+        return self._node
+
+    def node_name(self) -> str:
+        return self._name
+
+    def node_operator(self) -> str:
+        return self._operator
+
+
+class FakeRuntime(Fake):
+    """Stands for `Runtime`."""
+
+    def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
+        if plan == b"plan" and self._seen.deserializes:
+            return FakeEngine(self._seen)
+        self._seen.log("ERROR", self._seen.deserialize_error)
+        return None
+
+
+class FakeEngine(Fake):
+    """Stands for `ICudaEngine`."""
+
+    num_io_tensors = 2
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._seen.layers)
+
+    def create_execution_context(self, runtime_config: FakeRuntimeConfig | None = None) -> FakeContext:
+        strategy = runtime_config and runtime_config.cuda_graph_strategy
+        if strategy is FakeTensorRT.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE and self._seen.graph_warning:
+            self._seen.log("WARNING", self._seen.graph_warning)
+        return FakeContext(self._seen)
+
+    def create_engine_inspector(self) -> FakeInspector:
+        return FakeInspector(self._seen)
+
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        self._seen.runtime_config = FakeRuntimeConfig(self._seen)
+        return self._seen.runtime_config
 
     def get_tensor_name(self, index: int) -> str:
         return ("input", "output")[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        return self.TensorIOMode.INPUT if name == "input" else self.TensorIOMode.OUTPUT
+        return FakeTensorRT.TensorIOMode.INPUT if name == "input" else FakeTensorRT.TensorIOMode.OUTPUT
 
     def get_tensor_location(self, name: str) -> Any:
-        return self.TensorLocation.DEVICE
+        return FakeTensorRT.TensorLocation.DEVICE
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return self.dtype
+        return self._seen.dtype
+
+
+class FakeInspector(Fake):
+    """Stands for `EngineInspector`."""
+
+    execution_context: Any = None
+
+    def get_engine_information(self, form: Any) -> str:
+        assert form is FakeTensorRT.LayerInformationFormat.JSON and isinstance(self.execution_context, FakeContext)
+        return json.dumps({"Layers": self._seen.layers, "Bindings": ["input", "output"]})
+
+
+class FakeContext(Fake):
+    """Stands for `IExecutionContext`."""
+
+    nvtx_verbosity: Any = FakeTensorRT.ProfilingVerbosity.DETAILED
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shape
+        return self._seen.shape
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
-        low, high = self.config.profile.range if self.config.profile else (shape, shape)
+        self._seen.shape = shape
+        low, high = self._seen.profile._range if self._seen.profile else (shape, shape)
         if all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
             return True
-        self.logger.log(self.ILogger.Severity.ERROR, "Static dimension mismatch")
+        self._seen.log("ERROR", "Static dimension mismatch")
         return False
 
     def infer_shapes(self) -> list[str]:
         return []
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+        self._seen.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 77
-        self.enqueues += 1
-        if self.broken:
-            self.logger.log(self.ILogger.Severity.ERROR, "illegal memory access")
+        seen = self._seen
+        assert stream == 77 and self.nvtx_verbosity is FakeTensorRT.ProfilingVerbosity.LAYER_NAMES_ONLY
+        seen.enqueues += 1
+        if failure := seen.broken or (seen.unrecordable if seen.cudart.recording is not None else ""):
+            seen.log("ERROR", failure)
             return False
-        block = self.cudart.blocks[self.addresses["input"]]
-        doubled = 2 * np.frombuffer(block, np.float32)
-        ctypes.memmove(self.addresses["output"], doubled.ctypes.data, doubled.nbytes)
+
+        def double() -> None:
+            block = seen.cudart.blocks[seen.addresses["input"]]
+            doubled = 2 * np.frombuffer(block, np.float32)
+            ctypes.memmove(seen.addresses["output"], doubled.ctypes.data, doubled.nbytes)
+
+        seen.cudart.do(double)
+        return True
+
+
+class FakeRuntimeConfig(Fake):
+    """Stands for `IRuntimeConfig` of TensorRT-RTX."""
+
+    cuda_graph_strategy: Any = FakeTensorRT.CudaGraphStrategy.DISABLED
+    dynamic_shapes_kernel_specialization_strategy: Any = FakeTensorRT.DynamicShapesKernelSpecializationStrategy.LAZY
+    _cache: Any = None
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return self._seen.runtime_cache
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self._cache = cache
         return True
 
 
 class FakeRuntimeCache:
     """Stands for `IRuntimeCache`; accepts only what it wrote."""
-
-    attached = False
-
-    def attach(self, cache: Any) -> bool:
-        self.attached = cache is self
-        return self.attached
 
     def deserialize(self, known: bytes) -> bool:
         return known == b"kernels"
@@ -254,60 +331,76 @@ class FakeRuntimeCache:
         return Buffer(b"kernels")
 
 
-class FakeProfile:
+class FakeProfile(Fake):
     """Stands for `IOptimizationProfile` of a network with one input."""
 
-    range: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    _range: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def set_shape(self, name: str, smallest: Any, tuned: Any, largest: Any) -> None:
         assert name == "input" and tuned == largest
-        self.range = (smallest, largest)
+        self._range = (smallest, largest)
 
 
-class FakeConfig:
+class FakeTimingCache:
+    """Stands for `ITimingCache`: a set of words."""
+
+    def __init__(self, content: bytes) -> None:
+        self._words = set(content.split())
+
+    def combine(self, other: FakeTimingCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if not all(word.startswith(b"timing") for word in other._words):
+            return False
+        self._words |= other._words
+        return True
+
+    def serialize(self) -> Buffer:
+        return Buffer(b" ".join(sorted(self._words)))
+
+
+class FakeConfig(Fake):
     """Stands for `IBuilderConfig`."""
 
-    profile: FakeProfile | None = None
+    builder_optimization_level = -1
+    num_compute_capabilities = 0
+    profiling_verbosity: Any = None
+    progress_monitor: Any = None
 
-    def __init__(self) -> None:
-        self.flags, self.workspace, self.cache, self.progress_monitor = {"TF32"}, 0, Buffer(), None
-        self.builder_optimization_level = -1
-        self.num_compute_capabilities = 0
-        self.capability: Any = None
-        self.accepted: list[bytes] = []
+    def __init__(self, seen: Seen) -> None:
+        super().__init__(seen)
+        self._cache = FakeTimingCache(b"")
 
     def set_compute_capability(self, capability: Any, index: int) -> bool:
-        self.capability = capability
+        self._seen.capability = capability
         return index < self.num_compute_capabilities
 
     def add_optimization_profile(self, profile: FakeProfile) -> int:
-        self.profile = profile
-        return 0 if all(low <= high for low, high in zip(*profile.range, strict=True)) else -1
+        self._seen.profile = profile
+        return 0 if all(low <= high for low, high in zip(*profile._range, strict=True)) else -1
 
     def set_flag(self, flag: Any) -> None:
-        self.flags.add(flag.name)
+        self._seen.flags.add(flag.name)
 
     def clear_flag(self, flag: Any) -> None:
-        self.flags.discard(flag.name)
+        self._seen.flags.discard(flag.name)
 
     def set_memory_pool_limit(self, pool: Any, nbytes: int) -> None:
-        self.workspace = nbytes
+        self._seen.workspace = nbytes
 
     def get_memory_pool_limit(self, pool: Any) -> int:
-        return self.workspace
+        return self._seen.workspace
 
-    def create_timing_cache(self, known: bytes) -> bytes:
-        return known
+    def create_timing_cache(self, known: bytes) -> FakeTimingCache:
+        return FakeTimingCache(known)
 
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-        assert not ignore_mismatch
-        if cache not in (b"", b"timings"):
+    def set_timing_cache(self, cache: FakeTimingCache, ignore_mismatch: bool) -> bool:
+        if not self._cache.combine(cache, ignore_mismatch):
             return False
-        self.accepted.append(cache)
+        self._seen.accepted.append(bytes(cache.serialize()))
         return True
 
-    def get_timing_cache(self) -> Any:
-        return types.SimpleNamespace(serialize=lambda: self.cache)
+    def get_timing_cache(self) -> FakeTimingCache:
+        return self._cache
 
 
 def make_artifact(folder: Path, onnx: bytes = b"an onnx file", batch: int = 1) -> Artifact:
@@ -358,6 +451,8 @@ class Asked:
         device: str = "cuda:0",
         report: Any = None,
         batches: tuple[int, int] | None = None,
+        target: str | None = None,
+        precision: str = "fp32",
         **options: Any,
     ) -> CompileRequest:
         """Ask for an engine of the toy; with `batches`, for one that takes all sizes from the first to the second."""
@@ -367,6 +462,8 @@ class Asked:
             artifact=artifact,
             options=msgspec.convert(options | {"dynamic": batches is not None}, type=backend.Options),
             device=device,
+            target=target,
+            precision=precision,
             dynamic=DynamicShapes(axes=axes, ranges={"batch": batches}) if batches else None,
             engine_dir=self.root / "engine",
             cache_dir=self.root / "cache",

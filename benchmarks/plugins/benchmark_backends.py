@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from backends.onnxruntime import OnnxRuntime, OnnxRuntimeOptions, OnnxRuntimeSession
-from harness.api import CompileRequest, Session
+from backends.onnxruntime import OnnxRuntime
+from backends.onnxruntime_providers import OnnxRuntimeOptions
+from backends.onnxruntime_session import HostSession, OnnxRuntimeSession
+from harness.api import CompileRequest
 
 
 class SlowedOptions(OnnxRuntimeOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,7 +19,7 @@ class SlowedOptions(OnnxRuntimeOptions, frozen=True, kw_only=True, forbid_unknow
     percent: Annotated[float, msgspec.Meta(ge=0, description="how much longer every iteration takes")] = 5.0
 
 
-class SlowedSession(OnnxRuntimeSession):
+class SlowedSession(HostSession):
     """Each iteration is lengthened by a share of itself, so that the slow-down is exact whatever the machine does."""
 
     factor = 1.0
@@ -35,14 +37,14 @@ class Slowed(OnnxRuntime):
     summary = "ONNX Runtime with a known slow-down"
     Options = SlowedOptions
 
-    def compile(self, request: CompileRequest) -> Session:
+    def compile(self, request: CompileRequest) -> OnnxRuntimeSession:
         return self._slow(super().compile(request), request)
 
-    def load(self, engine_dir: Any, request: CompileRequest) -> Session:
+    def load(self, engine_dir: Any, request: CompileRequest) -> OnnxRuntimeSession:
         return self._slow(super().load(engine_dir, request), request)
 
     @staticmethod
-    def _slow(session: Session, request: CompileRequest) -> Session:
+    def _slow(session: OnnxRuntimeSession, request: CompileRequest) -> OnnxRuntimeSession:
         assert isinstance(request.options, SlowedOptions)
         session.__class__ = SlowedSession
         assert isinstance(session, SlowedSession)

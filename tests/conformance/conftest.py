@@ -6,11 +6,7 @@ backend, exception and reason. All are strict: a check that starts to pass break
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +15,9 @@ from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
+from tests.conformance.running import Results, run_checks
 from tests.support import ROOT
 
-Results = dict[str, "list[str] | None"]
 MARKERS = ("notimpl", "notyet", "never")
 
 
@@ -76,32 +72,10 @@ def swept(launcher: Launcher) -> Artifact:
 def results(
     usable: str, tiny: Artifact, tiny2: Artifact, peculiar: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Results:
-    """Run all session checks of a backend in one process, with its environment, and return what each said."""
-    folder: Path = tmp_path_factory.mktemp(usable)
-    kind = registry.backend(usable)
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(__file__).with_name("session_checks.py")),
-            usable,
-            str(tiny.folder),
-            str(tiny2.folder),
-            str(peculiar.folder),
-            str(folder),
-        ],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(folder),
-            **kind.environment(kind.Options(), folder / "engine", 1),
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, f"{usable}: exit code {done.returncode}\n{done.stderr[-3000:]}"
-    answers: Results = json.loads(done.stdout)
-    return answers
+    """Run all session checks of a backend where it runs, on the CPU if it can."""
+    devices = registry.backend(usable).capabilities.devices
+    device = "cpu" if "cpu" in devices else f"{devices[0]}:0"
+    return run_checks(usable, device, [tiny, tiny2, peculiar], tmp_path_factory.mktemp(usable))
 
 
 @pytest.fixture(autouse=True)

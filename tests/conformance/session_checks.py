@@ -1,4 +1,4 @@
-"""What every session must do, run in one process: `session_checks.py BACKEND ARTIFACT BATCH2 PECULIAR FOLDER`.
+"""What every session must do, run in one process: `session_checks.py BACKEND DEVICE ARTIFACT BATCH2 PECULIAR FOLDER`.
 
 Prints one JSON object: check -> null, or [kind of exception, message]. Each check is a function below whose docstring
 is the rule it holds the backend to.
@@ -31,8 +31,9 @@ QUICK_OPTIONS = {"tvm": {"tuner": "none"}}
 class Subject:
     """A backend under test and the sessions that checks share."""
 
-    def __init__(self, name: str, artifact: Path, batch2: Path, peculiar: Path, folder: Path) -> None:
+    def __init__(self, name: str, device: str, artifact: Path, batch2: Path, peculiar: Path, folder: Path) -> None:
         self.kind = registry.backend(name)
+        self.device = device
         self.options = msgspec.convert(QUICK_OPTIONS.get(name, {}), type=self.kind.Options)
         self.artifact = Artifact.open(artifact)
         self.batch2 = Artifact.open(batch2)
@@ -49,11 +50,10 @@ class Subject:
 
         folder = self.folder / engine
         folder.mkdir(parents=True, exist_ok=True)
-        devices = self.kind.capabilities.devices
         return CompileRequest(
             artifact=artifact,
             options=self.options,
-            device="cpu" if "cpu" in devices else f"{devices[0]}:0",
+            device=self.device,
             threads=threads,
             engine_dir=folder,
             cache_dir=self.folder / "cache",
@@ -223,8 +223,8 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 def main() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print is not part of the answer
-    name, *paths = sys.argv[1:]
-    subject = Subject(name, *map(Path, paths))
+    name, device, *paths = sys.argv[1:]
+    subject = Subject(name, device, *map(Path, paths))
     results: dict[str, list[str] | None] = {}
     for check in CHECKS:
         try:

@@ -12,8 +12,7 @@ import pytest
 
 from harness import errors, protocol, registry
 from tests.conformance import session_checks
-
-Results = dict[str, "list[str] | None"]
+from tests.conformance.running import Results, hold
 
 nothing_to_run_on = pytest.mark.never(
     "tensorrt-rtx",
@@ -24,15 +23,6 @@ nothing_to_run_on = pytest.mark.never(
 nothing_to_load_on = pytest.mark.never(
     "tensorrt-rtx", raises=errors.RunError, reason="an engine needs its device to be loaded", without_device=True
 )
-
-
-def hold(results: Results, check: str) -> None:
-    """Raise what the backend raised in this check, in its own kind where it is one of ours."""
-    answer = results[check]
-    if answer is None:
-        return
-    kind, message = answer
-    raise getattr(errors, kind, AssertionError)(f"{kind}: {message}")
 
 
 def test_compiles_and_marks_stages(results: Results) -> None:

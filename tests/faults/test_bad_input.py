@@ -80,7 +80,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ("compare --backends torch-compile:mode=fast", ["mode=fast: Invalid enum value"]),
         ("compare --backends torch-compile:aot=true,fullgraph=true", ["aot=true", "leave out fullgraph"]),
         ("compare --backends tvm:tuner=none,trials=64", ["tvm: trials", "leave out trials or tuner=none"]),
-        ("compare --backends tensorrt-rtx:target=sm_88", ["unknown target 'sm_88'; did you mean 'sm_8"]),
+        ("compare --backends tensorrt-rtx:target=sm_89", ["unknown option of tensorrt-rtx 'target'"]),
         ("compare --backends all,trials=64", ["'trials=64' belongs to no backend"]),
         ("compare --backends ,", ["no backend was asked for", "--backends all"]),
         ("compare --backends fake-ok --baseline eager", ["baseline 'eager' is not among the cases", "fake-ok"]),

@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompiledOnly, CompileRequest, Session
 from harness.errors import RunError
 
 GRANDCHILD = "harness-test-grandchild"
@@ -229,3 +229,59 @@ class CannotSave(FakeOk):
     class session(OkSession):
         def save(self, engine_dir: Path) -> None:
             raise OSError(28, "No space left on device")
+
+
+class DeviceOptions(OkOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the backend with a device."""
+
+    nodes: Annotated[int, msgspec.Meta(description="nodes on the device")] = 10
+    off: Annotated[int, msgspec.Meta(description="nodes beside it")] = 0
+
+
+class Device(FakeOk):
+    """Runs on devices that nothing here has, and says how many of its nodes lie there."""
+
+    capabilities = Capabilities(source="onnx", devices=("cuda",))
+    Options = DeviceOptions
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return Availability(available=True, versions={"fake": "1.0"}, devices=("cuda:0", "cuda:1"))
+
+    class session(OkSession):
+        def placement(self) -> dict[str, int]:
+            options = self.request.options
+            assert isinstance(options, DeviceOptions)
+            return {"cuda": options.nodes, "cpu": options.off}
+
+
+class Blind(Device):
+    """Would run on a device, but sees none."""
+
+    @classmethod
+    def probe(cls) -> Availability:
+        return Availability(available=True, versions={"fake": "1.0"}, devices=("cpu",))
+
+
+class Target(FakeOk):
+    """Builds for one absent device."""
+
+    capabilities = Capabilities(source="onnx", devices=("cuda",), compile_targets=("sm_89",))
+
+    class session(OkSession, CompiledOnly):
+        runnable = False
+
+
+class Varies(FakeOk):
+    """Every build comes out at a speed of its own, which its engine keeps."""
+
+    def compile(self, request: CompileRequest) -> Session:
+        run = request.engine_dir.parent.name
+        number = len(list(request.engine_dir.parents[2].glob(f"*/{run}/engine/speed.txt")))
+        (request.engine_dir / "speed.txt").write_text(str(1.0 + number))
+        return self.load(request.engine_dir, request)
+
+    def load(self, engine_dir: Path, request: CompileRequest) -> Session:
+        session = OkSession(request)
+        session.seconds = float((engine_dir / "speed.txt").read_text()) / 1000
+        return session

@@ -44,6 +44,7 @@ def test_another_file_can_be_named(cli: Cli, tmp_path: Path) -> None:
         ("[compare]\nbatch = 0\n", "harness.toml: [compare] batch: sizes: '0' is not a number from 1"),
         ('[compare]\nthreads = "many"\n', "harness.toml: [compare] threads: 'many' is not a valid number"),
         ('[compare]\nresume = "last"\n', "unknown key of [compare] 'resume'"),
+        ("[compare]\nlock-clocks = 1800\n", "unknown key of [compare] 'lock-clocks'"),
     ],
 )
 def test_mistakes_say_where(text: str, says: str, cli: Cli, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from harness import doctor, environment
 from harness.doctor import Finding
+from tests.fake_nvml import LACKING, FakeCard, FakeNvml
 from tests.support import Cli
 
 Memory = namedtuple("Memory", "available total")
@@ -66,6 +67,35 @@ def test_warns_exactly_where_it_should(
     assert find(what).level == "warn"
     monkeypatch.setattr(where, name, lambda *_, **__: right, raising=False)
     assert find(what).level == "good"
+
+
+HOT = {"reasons": 0x20, "sm_mhz": 2900}
+FORGOTTEN = {"sm_mhz": 1500}
+IDLE = {"reasons": 0x1, "sm_mhz": 210}
+
+
+@pytest.mark.parametrize(
+    ("what", "values", "level", "figure"),
+    [
+        ("GPU clocks", HOT, "warn", "GPU 0: SM 2900 of 3105 MHz, GPU slowed to stay cool"),
+        ("GPU clocks", FORGOTTEN, "warn", "GPU 0: SM 1500 of 3105 MHz"),
+        ("GPU clocks", IDLE, "good", "GPU 0: SM 210 of 3105 MHz without work"),
+        ("GPU clocks", FORGOTTEN | {"reasons": LACKING}, "good", "GPU 0: SM 1500 of 3105 MHz"),
+        ("GPU processes", {"processes": {812: 1, 77: None}}, "warn", "2 on GPU 0 (77, 812)"),
+        ("GPU processes", {}, "good", "nobody else computes on a GPU"),
+        ("GPU", {"persistence": 0}, "warn", "NVIDIA GeForce RTX 4090, driver 580.95.05"),
+    ],
+)
+def test_gpus(what: str, values: dict[str, Any], level: str, figure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml([FakeCard(**values)]).install(monkeypatch)
+    finding = find(what)
+    assert (finding.level, finding.figure) == (level, figure)
+    assert bool(finding.advice) == (level == "warn")
+
+
+def test_gpus_that_do_not_say_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml([FakeCard(sm_mhz=LACKING, processes=LACKING)]).install(monkeypatch)
+    assert not {"GPU clocks", "GPU processes"} & {finding.what for finding in doctor.examine(spin=False)}
 
 
 def test_what_the_machine_does_not_show_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ class TestVerdict:
         assert drift.passed(drift.judge({"y": REFERENCE}, {"y": REFERENCE}))
 
     def test_unknown_precision(self) -> None:
-        with pytest.raises(UsageError, match=r"'fp7'.*fp32, fp16, bf16, int8"):
+        with pytest.raises(UsageError, match=r"'fp7'.*fp32, tf32, fp16, bf16, int8, fp8"):
             drift.judge({}, {"y": REFERENCE}, precision="fp7")
 
 

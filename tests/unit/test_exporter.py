@@ -97,6 +97,28 @@ def test_exported_says_what_the_manifest_needs(static: tuple[Path, protocol.Expo
     }  # fmt: skip
 
 
+def test_reference_is_computed_in_float32_on_the_cpu_whatever_the_models_code_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[tuple[Any, ...]] = []
+
+    class Careless(Given):
+        def build(self, dims: Mapping[str, int]) -> Module:
+            torch.set_float32_matmul_precision("medium")
+            torch.backends.fp32_precision = "tf32"
+            torch.set_default_device("meta")  # as good a stranger as a GPU
+            return super().build(dims)
+
+    def forward(x: Any) -> Any:
+        switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+        during.append((x.device.type, torch.get_default_device().type, *(switch.fp32_precision for switch in switches)))
+        return x + torch.ones(4)
+
+    monkeypatch.setattr(registry, "model", lambda spec: Careless(module_of(forward)))
+    export(tmp_path, model=ModelSpec(kind="factory", name="tests:careless"), weights="own", dims={"batch": 1})
+    assert set(during) == {("cpu", "cpu", "ieee", "ieee", "ieee")}
+
+
 def test_golden_values_are_near_the_reference_and_wider(static: tuple[Path, protocol.Exported]) -> None:
     folder, _ = static
     golden = read_tensors(folder / "golden-1.safetensors")["logits"]

@@ -31,6 +31,7 @@ READS_A_CLOCK = {
 NAMES_LIBRARIES = {
     "harness/registry.py": "the one list of backends",
     "harness/environment.py": "names of distributions whose versions every run records",
+    "harness/precisions.py": "names of distributions that convert graphs",
 }
 FRAMEWORKS = {
     "torch",

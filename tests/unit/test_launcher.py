@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 import textwrap
 import time
@@ -367,6 +368,31 @@ def test_real_worker_answers_and_says_what_is_not_open(launcher: Launcher) -> No
             ask(worker)
         with pytest.raises(RunError, match="no engine is open"):
             ask(worker)
+
+
+def test_cards_are_counted_as_the_driver_counts_them(impostor: Impostor) -> None:
+    worker = impostor("print(os.environ['CUDA_DEVICE_ORDER'], flush=True)\nask()\nsay(DONE)\nask()")
+    ask(worker)
+    assert worker.log_tail() == "PCI_BUS_ID"
+
+
+def test_processes_below_a_worker_are_ours_and_others_are_not(tmp_path: Path) -> None:
+    with Launcher(logs=tmp_path, threads=1, memory_limit_bytes=8 << 30, timeout_s=LONG_S) as launcher:
+        worker = launcher.start("real")
+        assert launcher.owns(worker.pid)
+        assert launcher.owns(os.getpid())
+        assert not launcher.owns(1)
+        # One that has left the tree is known by its mark.
+        code = "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"
+        marked_ = {**os.environ, MARK: worker.mark}
+        made = subprocess.Popen([sys.executable, "-S", "-c", code], env=marked_, stdout=subprocess.PIPE, text=True)
+        assert made.stdout is not None
+        stray = int(made.stdout.readline())
+        made.wait()
+        assert psutil.Process(stray).ppid() != made.pid
+        assert launcher.owns(stray)
+    assert wait_until(lambda: not psutil.pid_exists(stray) or psutil.Process(stray).status() == psutil.STATUS_ZOMBIE)
+    assert not launcher.owns(2**22 + 1), "there is no such process"
 
 
 # ---- logs

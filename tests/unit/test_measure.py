@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +19,11 @@ from harness.measure import (
     WARM_UP_AT_MOST_SECONDS,
     WARM_UP_ITERATIONS,
     WARM_UP_SECONDS,
+    DeviceTimer,
     StageClock,
     run_once,
     sample,
+    sample_device,
     timed,
     warm_up,
 )
@@ -221,3 +224,73 @@ def test_the_real_clock_moves_on_and_counts_waiting() -> None:
     first = measure.now_ns()
     time.sleep(0.01)
     assert measure.now_ns() - first >= 10_000_000
+
+
+class FakeRuntime:
+    """Events on a device that works for as long as the session enqueued, `idle_ns` later than it was told."""
+
+    class cudaError_t:
+        cudaSuccess = 0
+
+    def __init__(self, clock: Clock, idle_ns: int = 0) -> None:
+        self.clock = clock
+        self.idle_ns = idle_ns
+        self.calls: list[tuple[object, ...]] = []
+        self.stamps: dict[int, int] = {}
+
+    def cudaSetDevice(self, index: int) -> tuple[int]:
+        self.calls.append(("device", index))
+        return (0,)
+
+    def cudaEventCreate(self) -> tuple[int, int]:
+        self.stamps[len(self.stamps)] = 0
+        return 0, len(self.stamps) - 1
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.calls.append(("record", event, stream))
+        self.stamps[event] = self.clock.ns + (self.idle_ns if event else 0)
+        return (0,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:
+        return (0,)
+
+    def cudaEventElapsedTime(self, start: int, stop: int) -> tuple[int, float]:
+        return 0, (self.stamps[stop] - self.stamps[start]) / 1e6
+
+
+class TestDevice:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock()
+        monkeypatch.setattr(measure, "now_ns", clock)
+        return clock
+
+    def timer(self, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> DeviceTimer:
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
+        return DeviceTimer(77, 1)
+
+    def test_events_lie_on_the_sessions_stream_and_device(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        runtime = FakeRuntime(clock)
+        self.timer(runtime, monkeypatch).once(FakeSession(clock, lambda _: 0.002))
+        assert runtime.calls == [("device", 1), ("record", 0, 77), ("record", 1, 77)]
+
+    def test_the_devices_time_is_not_the_hosts(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        timer = self.timer(FakeRuntime(clock, idle_ns=3_000_000), monkeypatch)
+        session = FakeSession(clock, lambda _: 0.002)
+        device_ns, enqueue_ns = sample_device(session, timer, min_iterations=3, min_seconds=0.0)
+        assert enqueue_ns == [2_000_000] * 3
+        assert device_ns == [5_000_000] * 3
+
+    def test_no_garbage_is_collected_meanwhile(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        session = FakeSession(clock, lambda _: 0.002)
+        sample_device(session, self.timer(FakeRuntime(clock), monkeypatch), min_iterations=1, min_seconds=0.0)
+        assert session.collecting == {False}
+        assert gc.isenabled()
+
+    def test_a_device_that_refuses_is_a_run_error(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        runtime = FakeRuntime(clock)
+        timer = self.timer(runtime, monkeypatch)
+        lost = type("error", (), {"name": "cudaErrorDevicesUnavailable"})()
+        monkeypatch.setattr(runtime, "cudaEventSynchronize", lambda event: (lost,))
+        with pytest.raises(RunError, match="cudaEventSynchronize failed: cudaErrorDevicesUnavailable"):
+            sample_device(FakeSession(clock, lambda _: 0.002), timer, min_iterations=1, min_seconds=0.0)

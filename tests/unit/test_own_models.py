@@ -518,6 +518,30 @@ def test_exported_program_is_exported_and_restored(program: Path, tmp_path: Path
     assert agrees(restored(spec, tmp_path, exported.dims), exported, tmp_path)
 
 
+class Placed(nn.Module):  # type: ignore[misc]  # torch is Any to the type checker
+    """Holds a constant that is no buffer, and makes tensors on a device that the export writes into the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.constant = torch.arange(4.0)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(x) + self.constant + torch.arange(4, device=x.device).to("cpu", torch.float32)
+
+
+def test_exported_program_moves_with_its_constants_and_the_devices_in_its_graph(tmp_path: Path) -> None:
+    path = tmp_path / "placed.pt2"
+    torch.export.save(torch.export.export(Placed().eval(), (torch.ones(2, 4),)), path)
+    module: Any = ExportedProgram(given(path)).build({})
+    with torch.no_grad():
+        before = module(torch.ones(2, 4))
+        assert module.to("cpu")(torch.ones(2, 4)).equal(before)
+        moved = module.to("meta")(torch.ones(2, 4, device="meta"))
+    assert moved.device.type == "meta"
+    assert "cpu" not in str(module.graph)
+
+
 def test_size_outside_the_programs_range_is_refused(program: Path) -> None:
     with pytest.raises(UsageError, match="takes 'batch' from 2 to 16, got 1"):
         ExportedProgram(given(program)).build({"batch": 1, "ids_1": 5})

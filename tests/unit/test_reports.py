@@ -43,12 +43,14 @@ from reports.formatting import (
 from reports.markdown import escape, fence
 from reports.page import draw
 from reports.plot import HEIGHT, MARKS, draw_plot
-from reports.table import COST, SPEED, Table
+from reports.table import COST, SPEED, WHERE_APPLICABLE, Table
 from reports.terminal import split
 from reports.values import values
+from tests.example_gpu import gpu
 from tests.example_runs import (
     NASTY,
     case,
+    cuda,
     drift,
     examples,
     full,
@@ -67,7 +69,7 @@ from tests.example_suites import composed, price, suite, suites, sweep
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEVERAL = suites()
-RUNS = examples() | SEVERAL
+RUNS = examples() | SEVERAL | {"gpu": gpu()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full.terminal-100": {"width": 100},
     "full.terminal-140": {"width": 140},
@@ -290,7 +292,12 @@ class TestTerminal:
 
     def test_splits_by_theme(self) -> None:
         parts = split(cases_table(full()), 140)
-        assert [[column.key for column in part.columns] for part in parts] == [["case", *SPEED], ["case", *COST]]
+        assert [[column.key for column in part.columns] for part in parts] == [
+            ["case", *(key for key in SPEED if key not in WHERE_APPLICABLE)],
+            ["case", *(key for key in COST if key not in WHERE_APPLICABLE)],
+        ]
+        seen = {column.key for run in (cuda(), gpu()) for column in cases_table(run).columns}
+        assert seen == {"case", *SPEED, *COST}
 
     @pytest.mark.parametrize("width", [None, 1, 60, 100, 140])
     @pytest.mark.parametrize("name", ["full", *sorted(SEVERAL)])

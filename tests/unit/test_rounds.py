@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness import protocol, rounds
 from harness.artifact import Artifact, read_tensors
 from harness.launcher import Launcher, Worker
 from harness.records import CONTROL, Sitting
-from harness.rounds import HOST_TO_HOST_EVERY, Conducted, Schedule, Seat, conduct, plan_groups
+from harness.rounds import OTHERS_EVERY, Conducted, Schedule, Seat, conduct
 from tests.support import PLUGINS
 
 ROUNDS = 6
@@ -136,7 +133,7 @@ def test_order_changes_from_round_to_round(conducted: Conducted) -> None:
 def test_second_boundary_is_sampled_in_every_fifth_round(conducted: Conducted) -> None:
     for case in FAST:
         windows = [window for window in sittings(conducted)[case].windows if window.boundary == "host-to-host"]
-        assert [window.round for window in windows] == list(range(0, ROUNDS, HOST_TO_HOST_EVERY))
+        assert [window.round for window in windows] == list(range(0, ROUNDS, OTHERS_EVERY))
 
 
 def test_slices_are_as_long_as_asked_for(conducted: Conducted) -> None:
@@ -212,40 +209,6 @@ def test_interruption_keeps_what_was_sampled(tiny: Artifact, launcher: Launcher,
 )
 def test_visits(count: int, iteration_s: float, expected: set[int]) -> None:
     assert Schedule(rounds=count, slice_s=0.1, input_sets=1).visits(iteration_s) == expected
-
-
-sizes = st.integers(0, 100)
-
-
-@given(st.dictionaries(st.text("abcdef", min_size=1), sizes, max_size=8), sizes, st.integers(0, 400))
-def test_groups_hold_every_case_once_and_fit(needs: dict[str, int], baseline: int, capacity: int) -> None:
-    groups = plan_groups("base", {"base": baseline, **needs}, capacity)
-    assert [case for group in groups for case in group] == list(needs), "each once, in the order asked for"
-    assert groups, "the baseline alone is a group too"
-    room = capacity - 2 * baseline
-    for group in groups:
-        assert len(group) <= 1 or sum(needs[case] for case in group) <= room
-    for before, after in pairwise(groups):
-        assert sum(needs[case] for case in before) + needs[after[0]] > room, "no group more than is needed"
-
-
-@pytest.mark.parametrize(
-    ("capacity", "expected"),
-    [
-        (100, [["a", "b", "c"]]),
-        (80, [["a", "b", "c"]]),
-        (79, [["a", "b"], ["c"]]),
-        (50, [["a"], ["b"], ["c"]]),
-        (0, [["a"], ["b"], ["c"]]),
-    ],
-)
-def test_groups_by_hand(capacity: int, expected: list[list[str]]) -> None:
-    # The baseline counts twice, for its control: 100 - 2 * 10 leaves 80.
-    assert plan_groups("base", {"base": 10, "a": 20, "b": 20, "c": 20}, capacity) == expected
-
-
-def test_only_the_baseline() -> None:
-    assert plan_groups("base", {"base": 10}, 5) == [[]]
 
 
 def test_a_loaded_engine_that_runs_elsewhere_is_a_fallback(tiny: Artifact, launcher: Launcher, tmp_path: Path) -> None:

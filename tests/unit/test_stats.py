@@ -30,6 +30,7 @@ def known(difference: float, half_width: float, launches: int = 5) -> Contrasts:
     return Contrasts(
         difference=np.array([0.0, difference]),
         half_width=np.array([0.005, half_width]),
+        build_sd=np.array([np.nan, np.nan]),
         launches=np.array([5.0, float(launches)]),
         freedom=np.array([8.0, 8.0]),
         process_sd=np.array(0.005),
@@ -297,3 +298,50 @@ class TestHonesty:
     def test_the_script_fails_on_a_rule_that_does_not_look(self, always: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(stats, "verdicts", lambda found: np.full(found.difference.shape, always))
         assert not honesty.simulated(5, 0)
+
+
+class TestBuilds:
+    """Two cases that take the same time on average, of which one comes out differently with every build."""
+
+    LAUNCHES, BUILDS, RUNS = 6, 3, 400
+
+    def tables(self, shift: float = 0.0, spread: float = 0.03) -> Floats:
+        rng = np.random.default_rng(7)
+        shape = (self.RUNS, self.LAUNCHES, 3, 8)
+        noise = rng.normal(0, 0.005, (*shape[:3], 1)) + rng.normal(0, 0.01, shape)
+        built = rng.normal(0, spread, (self.RUNS, self.BUILDS))
+        noise[:, :, 2, :] += shift + built[:, np.arange(self.LAUNCHES) % self.BUILDS, None]
+        return np.asarray(noise)
+
+    @property
+    def builds(self) -> list[int]:
+        return [index % self.BUILDS for index in range(self.LAUNCHES)]
+
+    def calls(self, tables: Floats, builds: list[int] | None) -> float:
+        found = stats.verdicts(stats.contrast(tables, builds))[:, 1]
+        return float(np.isin(found, ["FASTER", "SLOWER"]).mean())
+
+    def test_without_their_number_the_spread_of_builds_makes_false_calls(self) -> None:
+        assert self.calls(self.tables(), None) > 0.1
+
+    def test_with_it_false_calls_are_as_rare_as_claimed(self) -> None:
+        assert self.calls(self.tables(), self.builds) <= 0.02
+
+    def test_a_true_difference_is_still_found_where_builds_are_alike(self) -> None:
+        assert self.calls(self.tables(shift=0.2, spread=0.002), self.builds) > 0.95
+
+    def test_the_spread_is_that_of_the_builds(self) -> None:
+        found = stats.contrast(self.tables(), self.builds).build_sd[:, 1]
+        assert float(np.sqrt((found**2).mean())) == pytest.approx(0.03, rel=0.15)
+
+    def test_one_build_of_each_changes_nothing(self) -> None:
+        tables = noisy_tables(3)
+        plain, alone = stats.contrast(tables), stats.contrast(tables, [0] * len(tables))
+        assert np.array_equal(plain.half_width, alone.half_width)
+        assert np.isnan(alone.build_sd).all()
+
+    def test_a_build_that_was_measured_more_often_counts_once(self) -> None:
+        tables = np.zeros((3, 3, 4))
+        tables[:2, 2] = 0.1  # build 0, twice
+        tables[2, 2] = 0.3  # build 1
+        assert stats.contrast(tables, [0, 0, 1]).difference[1] == pytest.approx(0.2)

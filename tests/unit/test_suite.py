@@ -232,9 +232,9 @@ class TestComposed:
     def test_needs_every_part(self) -> None:
         assert compose(part("text", SPEEDS), part("other", SPEEDS)) == {}
 
-    def test_parts_with_other_weights_or_precision_do_not_mix(self) -> None:
+    def test_parts_with_other_weights_or_device_do_not_mix(self) -> None:
         assert compose(part("text", SPEEDS), part("unet", SPEEDS, info=info_of("ORG/NAME"))) == {}
-        assert compose(part("text", SPEEDS), part("unet", SPEEDS, precision="fp16")) == {}
+        assert compose(part("text", SPEEDS), part("unet", SPEEDS, device="cuda:0")) == {}
         trained: dict[str, Any] = {"info": info_of("ORG/NAME")}
         assert set(compose(part("text", SPEEDS, **trained), part("unet", SPEEDS, **trained))) == set(SPEEDS)
 
@@ -298,12 +298,12 @@ class TestSweeps:
             ("sequence", {"batch": 4}, [128, 512]),
         ]
 
-    def test_another_model_option_or_precision_is_another_sweep(self) -> None:
+    def test_another_model_option_or_device_is_another_sweep(self) -> None:
         others = [
             point(4, model=ModelSpec(name="other")),
             point(4, model=ModelSpec(name="tiny", options={"size": "odd"})),
             point(4, model=ModelSpec(kind="onnx", name="tiny")),
-            point(4, precision="fp16"),
+            point(4, device="cuda:0"),
         ]
         assert sweeps([summed(one) for one in (point(1), *others)]) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,26 +11,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from backends import torch_module
+from backends import eager, torch_package
 from backends.eager import Eager
 from backends.torch_compile import TorchCompile, TorchCompileOptions
-from harness.api import Artifact, Backend, CompileRequest, DynamicShapes, TensorSpec
-from harness.artifact import Manifest, write_tensors
+from harness import drift
+from harness.api import Backend, DynamicShapes, TensorSpec
 from harness.errors import UnsupportedError, UsageError
-from harness.modelspec import ModelSpec
 
 torch = pytest.importorskip("torch")
 
+from tests.torch_support import Built, one_process, request_for  # noqa: E402 - it imports torch
+
 
 @pytest.fixture(autouse=True)
-def gradients() -> Iterator[None]:
-    """Take back what a session leaves set for the rest of its process: here that is the process of all tests."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch_module.leave_gradients_off().__exit__(None, None, None)
-    torch_module.leave_gradients_off.cache_clear()
-    assert not torch.is_inference_mode_enabled()
+def sessions() -> Iterator[None]:
+    with one_process():
+        yield
 
 
 class Attention(torch.nn.Module):  # type: ignore[misc,name-defined]  # torch is imported only where it is installed
@@ -42,51 +37,6 @@ class Attention(torch.nn.Module):  # type: ignore[misc,name-defined]  # torch is
 class FixedBatch(torch.nn.Module):  # type: ignore[misc,name-defined]  # as above
     def forward(self, x: Any) -> Any:
         return x.view(2, 64).sum(1)
-
-
-class Built(Artifact):
-    """An artifact whose module is at hand."""
-
-    def __init__(self, folder: Path, made: Any, *, graph_only: bool = False) -> None:
-        values = np.random.default_rng(0).standard_normal((2, 1, 8, 8), dtype=np.float32)
-        with torch.no_grad():
-            result = made(torch.tensor(values)).numpy()
-        write_tensors(folder / "inputs-0.safetensors", {"x": values})
-        manifest = Manifest(
-            model=ModelSpec(name="toy"),
-            dims={"batch": 2},
-            module=not graph_only,
-            weights="seeded",
-            seed=0,
-            opset=18,
-            inputs=(TensorSpec(name="x", dtype="float32", shape=values.shape),),
-            outputs=(TensorSpec(name="y", dtype="float32", shape=result.shape),),
-            input_sets=1,
-            parameters=0,
-            weights_bytes=0,
-            deterministic=True,
-            golden=False,
-            export_s=0.0,
-            onnx_max_abs=None,
-            versions={},
-            files={},
-        )
-        super().__init__(folder, manifest)
-        self.made, self.expected = made, result
-
-    def module(self) -> object:
-        return self.made if self.manifest.module else super().module()
-
-
-def request_for(backend: type[Backend], artifact: Artifact, folder: Path, **options: Any) -> CompileRequest:
-    return CompileRequest(
-        artifact=artifact,
-        options=msgspec.convert(options, type=backend.Options),
-        engine_dir=folder,
-        cache_dir=folder,
-        stage=lambda _: contextlib.nullcontext(),
-        progress=lambda *_: None,
-    )
 
 
 def attention_that_ran(artifact: Built, folder: Path, **options: Any) -> set[str]:
@@ -116,6 +66,23 @@ def test_a_kernel_that_the_device_lacks_is_unsupported(kernel: str, tmp_path: Pa
     with pytest.raises(UnsupportedError, match=f"sdpa={kernel}: torch has no such kernel for this model on cpu"):
         Eager().compile(request_for(Eager, artifact, tmp_path, sdpa=kernel))
     assert attention_that_ran(artifact, tmp_path)
+
+
+def test_the_kernels_of_a_gpu_are_told_apart() -> None:
+    operators = {
+        kernel: f"aten::_scaled_dot_product_{name}"
+        for kernel, name in {
+            "math": "attention_math",
+            "flash": "flash_attention",
+            "efficient": "efficient_attention",
+            "cudnn": "cudnn_attention",
+        }.items()
+    }
+    assert set(operators) == set(eager.KERNELS)
+    for kernel, operator in operators.items():
+        assert hasattr(torch.ops.aten, operator.removeprefix("aten::"))
+        others = sorted(set(operators.values()) - {operator})
+        assert eager._others(kernel, operators.values()) == others
 
 
 def test_a_model_without_attention_has_no_kernel_to_choose(tmp_path: Path) -> None:
@@ -157,3 +124,45 @@ def test_a_model_that_fixes_a_size_of_the_sweep_is_unsupported(options: dict[str
     swept = DynamicShapes(axes={"x": {0: "batch"}}, ranges={"batch": (2, 4)})
     with pytest.raises(UnsupportedError, match="torch cannot leave batch free in this model"):
         TorchCompile().compile(dataclasses.replace(request, dynamic=swept))
+
+
+def test_a_package_says_where_the_nodes_of_its_graph_compute(tmp_path: Path) -> None:
+    class Splits(torch.nn.Module):  # type: ignore[misc,name-defined]  # as above
+        def forward(self, x: Any) -> Any:
+            a, b = x.split(1)
+            return a + b + torch.ones(1, device="meta").numel()
+
+    program = torch.export.export(Splits().eval(), (torch.ones(2, 3),))
+    assert torch_package._nodes(program) == {"cpu": 3, "meta": 1}
+
+
+class Layered(torch.nn.Module):  # type: ignore[misc,name-defined]  # as above
+    """A convolution, a norm and a linear layer, so that weights, statistics and buffers are narrowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.out = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 3)
+        self.register_buffer("steps", torch.arange(3))
+
+    def forward(self, x: Any) -> Any:
+        pooled = self.norm(self.conv(x)).relu().mean((2, 3))  # (B, 4)
+        return self.out(pooled) + self.steps
+
+
+@pytest.mark.parametrize("backend", [Eager, TorchCompile])
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 1e-6), ("bf16", 1e-5)])
+def test_half_precision_computes_between_float32(
+    backend: type[Backend], precision: str, least: float, tmp_path: Path
+) -> None:
+    artifact = Built(tmp_path, Layered().eval())
+    with backend().compile(request_for(backend, artifact, tmp_path, precision=precision)) as session:
+        session.bind(artifact.input_set(0))
+        session.execute()
+        session.synchronize()
+        outputs = session.outputs()
+        assert precision in session.provider
+    assert outputs["y"].dtype == np.float32
+    assert np.abs(outputs["y"] - artifact.expected).max() > least, "it really computes in half"
+    rows = drift.judge(outputs, {"y": artifact.expected}, precision=precision)
+    assert drift.passed(rows), [row.reason for row in rows]

@@ -40,6 +40,25 @@ def planned(models: list[str], **changes: Any) -> list[Workload]:
     return plan_workloads(parse_models(models, HERE), variants, settings(**changes))
 
 
+def test_each_device_is_a_workload_of_its_own() -> None:
+    found = planned(["tiny"], devices=("cuda:0", "cuda:1"), dims={"batch": [1, 2]})
+    assert [(one.key, one.device, one.target) for one in found] == [
+        ("tiny on cuda:0", "cuda:0", None),
+        ("tiny on cuda:1", "cuda:1", None),
+        ("tiny batch=2 on cuda:0", "cuda:0", None),
+        ("tiny batch=2 on cuda:1", "cuda:1", None),
+    ]
+    assert [one.key for one in planned(["tiny"], devices=("cuda:1",))] == ["tiny"]
+
+
+def test_a_target_is_compiled_for_whatever_devices_there_are() -> None:
+    found = planned(["tiny"], devices=("cpu",), targets=["sm_89", "sm_120"])
+    assert [(one.key, one.device, one.target) for one in found] == [
+        ("tiny for sm_89", "cuda:0", "sm_89"),
+        ("tiny for sm_120", "cuda:0", "sm_120"),
+    ]
+
+
 def test_a_sweep_is_the_product_of_models_and_sizes() -> None:
     found = planned(["bert-base", "tiny"], dims={"batch": [1, 4], "sequence": [128, 512]})
     assert [one.key for one in found] == [

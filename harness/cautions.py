@@ -1,0 +1,55 @@
+"""What a reader of a number from a GPU must know: figures that say it is not what it seems. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness import devices
+from harness.records import Case
+from harness.summary import Latency
+
+HOST_BOUND = 0.8
+"""Share of the device's time that enqueuing may take before the host decides how fast the device is."""
+UNSTEADY = 0.025
+"""Coefficient of variation above which a GPU's samples are not those of a card that runs steadily."""
+
+
+def off_device(case: Case) -> int | None:
+    """Return how many nodes run elsewhere than on the case's own device; None where nobody can say."""
+    if case.placement is None:
+        return None
+    kind = devices.kind(case.device)
+    return sum(count for place, count in case.placement.items() if place != kind)
+
+
+def cautions(
+    case: Case, *, compute: Latency | None, device: Latency | None, outside: Latency | None, enqueue_ns: float | None
+) -> Iterator[str]:
+    """Yield sentences with figures, for a case that runs on a GPU.
+
+    Args:
+        compute, device, outside: What was measured at the three boundaries.
+        enqueue_ns: Median time that `execute()` kept the host.
+    """
+    if devices.kind(case.device) == devices.CPU:
+        return  # a CPU enqueues nothing and copies little, and its noise is what intervals are for
+    if away := off_device(case):
+        total = sum((case.placement or {}).values())
+        yield f"{away} of {total} nodes do not run on {case.device}"
+    if device is not None and enqueue_ns is not None and enqueue_ns > HOST_BOUND * device.p50.value:
+        yield (
+            f"host bound: enqueuing takes {enqueue_ns / 1e6:.3g} ms of the {device.p50.value / 1e6:.3g} ms that the "
+            "device works, so the device waits for the host; CUDA graphs take most of that away"
+        )
+    if compute is not None and outside is not None:
+        copies_ns = outside.p50.value - compute.p50.value
+        if copies_ns > compute.p50.value:
+            yield (
+                f"copies in and out take {copies_ns / 1e6:.3g} ms, more than computing ({compute.p50.value / 1e6:.3g} "
+                "ms): what counts in deployment is whether data is on the device already"
+            )
+    if compute is not None and compute.cv > UNSTEADY:
+        yield (
+            f"the coefficient of variation is {compute.cv:.1%}: a card that runs steadily stays below {UNSTEADY:.1%}; "
+            "clocks, heat or other work on it may be why"
+        )

@@ -1,0 +1,246 @@
+"""The worker's half of a conversion: an artifact's graph in another precision.
+
+Imports onnx and its tools, so only workers import this module. `harness/conversion.py` is the parent's half.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import inputs, protocol, registry, weights
+from harness.artifact import Artifact
+from harness.environment import library_versions
+from harness.errors import ExportError, UnsupportedError, UsageError
+from harness.measure import StageClock
+from harness.narrowing import between_casts
+from harness.precisions import CONVERTERS
+from harness.references import failed
+
+OnStep = Callable[[str, int | None, int | None], None]
+
+ONE_FILE_BYTES = 1 << 30
+"""Graphs above this get external data: protobuf ends at 2 GiB."""
+CALIBRATION_SEED = 1 << 20
+"""Added to the run's seed for drawn calibration inputs: more than there are judged sets, so that none is judged."""
+QUANTIZED_OPSET = 17
+"""Scales for each channel need opset 13; older graphs are raised to this."""
+BFLOAT16_OPSET = 22
+"""The first in which convolutions and their like know bfloat16."""
+FLOAT8_OPSET = 19
+"""The first in which QuantizeLinear knows float8."""
+CUT = "will be truncated"
+"""What the converter says of a constant that float16 cannot hold."""
+
+
+def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
+    """Write `model.onnx` in the request's precision into its folder.
+
+    Raises:
+        UnsupportedError: The graph cannot be had in this precision.
+        UsageError: The calibration inputs do not fit the model, or it is quantised already.
+        ExportError: The conversion failed.
+    """
+    source = Artifact.open(Path(request.artifact))
+    target = Path(request.folder) / "model.onnx"
+    clock = StageClock()
+    how = {"fp16": _half, "bf16": _bfloat16, "int8": _quantized, "fp8": _quantized}[request.precision]
+    with clock.stage("convert"):
+        notes = how(source, target, request, progress)
+    return protocol.Converted(
+        opset=_opset(target), seconds=clock.seconds["convert"], notes=notes, versions=library_versions(CONVERTERS)
+    )
+
+
+def _half(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:
+    import onnx
+    from onnxconverter_common import float16
+
+    progress("converting to float16", None, None)
+    model = onnx.load(source.onnx_path)
+    large = source.manifest.weights_bytes > ONE_FILE_BYTES
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
+            half = float16.convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=large)
+        except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
+            raise failed("the graph cannot be converted to float16", exc) from exc
+    _save(half, target, large)
+    cut = sum(CUT in str(entry.message) for entry in said)
+    return [f"fp16: {cut} constants of the graph do not fit into float16 and were cut to its range"] if cut else []
+
+
+def _bfloat16(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:
+    import onnx
+    import torch
+    from onnxscript import optimizer
+
+    if not source.manifest.module:
+        raise UnsupportedError("bf16 needs a torch module, and this model is an ONNX file", hint="--precision fp16")
+    progress("exporting in bfloat16", None, None)
+    module = source.module()
+    assert isinstance(module, torch.nn.Module)
+    tensors = tuple(torch.tensor(array) for array in source.input_set(0).values())
+    if source.manifest.dynamic:
+        raise UnsupportedError("bf16 is not built with free dimensions", hint="leave out dynamic=true")
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                between_casts(module, request.precision),
+                tensors,
+                dynamo=True,
+                opset_version=max(source.manifest.opset, BFLOAT16_OPSET),
+                input_names=[spec.name for spec in source.inputs],
+                output_names=[spec.name for spec in source.outputs],
+                # Its optimizer folds batch norms into convolutions in float32, beside an input in bfloat16.
+                optimize=False,
+            )
+        # What backends want as constants, such as the axes of a mean, must still become some.
+        optimizer.fold_constants(program.model)
+        program.save(target, external_data=source.manifest.weights_bytes > ONE_FILE_BYTES)
+        onnx.checker.check_model(target, full_check=True)
+    except Exception as exc:  # the exporter raises its own and torch's errors; all mean that there is no such graph
+        raise failed("torch.onnx cannot export it in bfloat16", exc) from exc
+    return []
+
+
+def _quantized(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:
+    import onnx
+    from onnx import version_converter
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    float8 = request.precision == "fp8"
+    model = onnx.load(source.onnx_path, load_external_data=False)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv") for node in model.graph.node):
+        raise UsageError(
+            f"{source.manifest.model.label} is quantised already", hint="compare it as it is: --precision fp32"
+        )
+    large = source.manifest.weights_bytes > ONE_FILE_BYTES
+    with tempfile.TemporaryDirectory() as scratch, _as_conversion(request.precision):
+        prepared = Path(scratch) / "prepared.onnx"
+        path = source.onnx_path
+        if _opset(path) < (FLOAT8_OPSET if float8 else 13):
+            newer = version_converter.convert_version(onnx.load(path), FLOAT8_OPSET if float8 else QUANTIZED_OPSET)
+            path = Path(scratch) / "newer.onnx"
+            _save(newer, path, large)
+        progress("preparing the graph for quantisation", None, None)
+        quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
+        sets = _calibration(source, request)
+        kind = quantization.QuantType.QFLOAT8E4M3FN if float8 else quantization.QuantType.QInt8
+        quantization.quantize_static(
+            prepared,
+            target,
+            _Reader(sets, progress),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=not float8,
+            activation_type=kind,
+            weight_type=kind,
+            calibrate_method=_method(quantization.CalibrationMethod, request),
+            use_external_data_format=large,
+            # Symmetric, and biases left in float: what every backend reads, TensorRT among them.
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+        )
+    where = f"{len(sets)} samples of {request.calibration}" if request.calibration else f"{len(sets)} drawn samples"
+    method = "distribution" if float8 else request.method
+    return [f"{request.precision}: scales were calibrated on {where}, {method}", *sets.notes]
+
+
+def _method(methods: Any, request: protocol.Convert) -> Any:  # onnxruntime's enumeration
+    if request.precision == "fp8":  # the only method that knows float8
+        return methods.Distribution
+    return {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[request.method]
+
+
+def _calibration(source: Artifact, request: protocol.Convert) -> inputs.Sets:
+    """Return the calibration inputs: the user's own, or drawn ones that no judged set can be.
+
+    Raises:
+        UsageError: They do not fit the model, there are too few, or one of them is judged too.
+    """
+    manifest = source.manifest
+    model = registry.model(manifest.model)
+    if not model.inputs:  # known only once it was built
+        weights.load(model, request.weights, manifest.dims, manifest.seed, manifest.model)
+    ask = protocol.Export(
+        model=manifest.model,
+        dims=manifest.dims,
+        weights=request.weights,
+        inputs=request.calibration,
+        seed=manifest.seed + CALIBRATION_SEED,
+        opset=manifest.opset,
+        input_sets=request.samples,
+        threads=1,
+        folder=request.folder,
+    )
+    sets = inputs.sets(model, ask, manifest.dims)
+    if request.calibration is None:
+        return sets
+    judged = [source.input_set(index) for index in range(manifest.input_sets)]
+    chosen = [index for index in range(len(sets)) if not _among(sets[index], judged)][: request.samples]
+    if not chosen:
+        raise UsageError(
+            f"--calibration {request.calibration} holds the judged inputs only", hint="calibrate on other samples"
+        )
+    left = len(sets) - len(chosen)
+    notes = [
+        *sets.notes,
+        *([f"{left} calibration samples were left out: judged too, or more than asked for"] if left else []),
+    ]
+    return inputs.Sets(count=len(chosen), make=lambda index: sets[chosen[index]], files=sets.files, notes=notes)
+
+
+def _among(one: Mapping[str, np.ndarray], others: list[dict[str, np.ndarray]]) -> bool:
+    return any(all(np.array_equal(array, other[name]) for name, array in one.items()) for other in others)
+
+
+class _Reader:
+    """What ONNX Runtime's calibration pulls samples from; it needs `get_next` only."""
+
+    def __init__(self, sets: inputs.Sets, progress: OnStep) -> None:
+        self._next = 0
+        self._sets = sets
+        self._progress = progress
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        if self._next == len(self._sets):
+            return None
+        self._progress("calibrating", self._next + 1, len(self._sets))
+        self._next += 1
+        return self._sets[self._next - 1]
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        raise NotImplementedError  # asked for only where samples are read in strides, which we do not ask for
+
+
+@contextmanager
+def _as_conversion(precision: str) -> Iterator[None]:
+    try:
+        yield
+    except (ExportError, UsageError, UnsupportedError, MemoryError):
+        raise
+    except Exception as exc:  # ONNX Runtime's tools raise many kinds; all mean that there is no such graph
+        raise failed(f"the graph cannot be quantised to {precision}", exc) from exc
+
+
+def _save(model: Any, path: Path, large: bool) -> None:  # a ModelProto, which is not typed
+    import onnx
+
+    onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _opset(path: Path) -> int:
+    import onnx
+
+    entries = onnx.load(path, load_external_data=False).opset_import
+    return next((int(entry.version) for entry in entries if entry.domain in ("", "ai.onnx")), 1)

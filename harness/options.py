@@ -1,0 +1,113 @@
+"""Groups of options on the command line that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from harness.parameters import Whole
+
+
+def subject(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what is exported."""
+    for add in reversed(
+        (
+            click.option(
+                "--model",
+                "models",
+                multiple=True,
+                show_default="resnet50",
+                help="Comma-separated: a name of harness models, a .onnx or .pt2 file, package.module:factory, "
+                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny",
+            ),
+            click.option(
+                "--dim",
+                "dims",
+                multiple=True,
+                metavar="NAME=SIZE,...",
+                help="Size of a free dimension, or several: --dim sequence=128,512",
+            ),
+            click.option(
+                "--shape",
+                "shapes",
+                multiple=True,
+                metavar="INPUT=2x3x224x224",
+                help="Shape of an input: another way to set its free dimensions.",
+            ),
+            click.option(
+                "--weights",
+                metavar="seeded|pretrained|FILE",
+                help="Where weights come from.  [default: seeded; what it brings for a model of your own]",
+            ),
+            click.option(
+                "--inputs",
+                metavar="PATH",
+                help="Your own inputs instead of drawn ones: an .npz file, or a folder of such or of images.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def precision(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how exactly is computed, and how scales are found."""
+    for add in reversed(
+        (
+            click.option(
+                "--precision",
+                "precisions",
+                default="fp32",
+                show_default=True,
+                metavar="fp32,fp16,...",
+                help="fp32, tf32, fp16, bf16, int8, fp8; several: every backend in each that it has.",
+            ),
+            click.option(
+                "--calibration",
+                metavar="PATH",
+                help="Inputs to calibrate int8 and fp8 on: an .npz file, or a folder of such or of images.  "
+                "[default: drawn from the seed]",
+            ),
+            click.option(
+                "--calibration-samples",
+                type=Whole(1, 4096),
+                default=64,
+                show_default=True,
+                help="Samples to calibrate on.",
+            ),
+            click.option(
+                "--calibration-method",
+                type=click.Choice(["minmax", "entropy", "percentile"]),
+                default="minmax",
+                show_default=True,
+                help="How a range becomes a scale, for int8.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def placement(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where cases run, or what they are only compiled for."""
+    for add in reversed(
+        (
+            click.option(
+                "--device",
+                "devices",
+                default="auto",
+                show_default=True,
+                help="auto, cpu, cuda or cuda:N; several: cuda:0,cuda:1, each measured on its own.",
+            ),
+            click.option(
+                "--target",
+                metavar="sm_89,...",
+                help="Only compile, for a GPU that need not be here: build time, engine size, what is unsupported.",
+            ),
+            click.option("--for", "card", metavar="CARD,...", help="As --target, by the card's name: --for 'RTX 4090'"),
+        )
+    ):
+        command = add(command)
+    return command

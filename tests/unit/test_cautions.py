@@ -1,0 +1,55 @@
+"""What a reader of a GPU's numbers is told, and that a CPU's reader is not."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from harness.cautions import cautions, off_device
+from harness.records import Case
+from harness.summary import Latency
+from tests.example_runs import case, latency
+
+GPU: Case = msgspec.structs.replace(case("eager"), device="cuda:0")
+
+
+def of(ms: float, cv: float = 0.01) -> Latency:
+    return msgspec.structs.replace(latency(ms * 1e6), cv=cv)
+
+
+def said(case_: Case = GPU, *, outside_ms: float = 12.0, cv: float = 0.01, enqueue_ms: float = 1.0) -> str:
+    return "\n".join(
+        cautions(case_, compute=of(10.5, cv), device=of(10), outside=of(outside_ms), enqueue_ns=enqueue_ms * 1e6)
+    )
+
+
+def test_a_sound_case_gets_none() -> None:
+    assert said() == ""
+
+
+def test_a_host_that_enqueues_as_long_as_the_device_works_is_named_with_figures() -> None:
+    assert "enqueuing takes 8.1 ms of the 10 ms" in said(enqueue_ms=8.1)
+    assert said(enqueue_ms=7.9) == ""
+
+
+def test_copies_that_take_longer_than_computing_are_named_with_figures() -> None:
+    assert "copies in and out take 10.6 ms, more than computing (10.5 ms)" in said(outside_ms=21.1)
+    assert said(outside_ms=20.9) == ""
+
+
+def test_an_unsteady_card_is_named_with_its_coefficient() -> None:
+    assert "coefficient of variation is 2.6%" in said(cv=0.026)
+    assert said(cv=0.024) == ""
+
+
+def test_nodes_off_the_device_are_counted() -> None:
+    away = msgspec.structs.replace(GPU, placement={"cuda": 120, "cpu": 3})
+    assert off_device(away) == 3
+    assert "3 of 123 nodes do not run on cuda:0" in said(away)
+    assert off_device(msgspec.structs.replace(GPU, placement={"cuda": 120})) == 0
+    assert off_device(GPU) is None
+
+
+@pytest.mark.parametrize("worst", [{"enqueue_ms": 99.0}, {"outside_ms": 99.0}, {"cv": 0.5}])
+def test_a_cpu_gets_none(worst: dict[str, float]) -> None:
+    assert said(case("eager"), **worst) == ""
