@@ -2,12 +2,13 @@
 
 TVM's CPU kernels have no schedule of their own: what is not tuned is a serial scalar loop. So compiling
 means tuning, against a database that outlives the run: a later compile starts from it, and a larger budget
-goes on where the last one stopped.
+goes on where the last one stopped. On a GPU the kernels that nobody tuned run on DLight's schedules.
 """
 
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from backends import tvm_graph, tvm_tuning
+from backends import tvm_cubin, tvm_cuda, tvm_cuda_engine, tvm_cuda_session, tvm_graph, tvm_tuning
 from backends.tvm_session import HEADER, LIBRARY, Header, TVMSession, case_of, first_line, this_cpu
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Scalar, Session
-from harness.errors import CompileError, HarnessError, RunError, UnsupportedError, UsageError
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
+from harness.errors import CompileError, HarnessError, RunError, UnavailableError, UnsupportedError, UsageError
 
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
 
@@ -28,7 +29,10 @@ class Options(BackendOptions, frozen=True, kw_only=True):
 
     tuner: Annotated[
         Literal["meta-schedule", "none"],
-        msgspec.Meta(description="none: leave every kernel without a schedule, many times slower than eager"),
+        msgspec.Meta(
+            description="none: on a CPU every kernel stays without a schedule, many times slower than eager; "
+            "on a GPU it gets DLight's default one"
+        ),
     ] = "meta-schedule"
     trials: (
         Annotated[int, msgspec.Meta(ge=0, description="most kernels to try, earlier compiles included; default: any")]
@@ -37,14 +41,22 @@ class Options(BackendOptions, frozen=True, kw_only=True):
     tuning_seconds: Annotated[
         float, msgspec.Meta(ge=0, description="seconds of tuning, earlier compiles included; 0 replays what is known")
     ] = 120.0
+    cuda_graph: Annotated[
+        bool, msgspec.Meta(description="on a GPU: launch what has static shapes as one CUDA graph")
+    ] = False
 
 
 class TVM(Backend):
-    """Compiles the artifact's ONNX file for the CPU of this machine."""
+    """Compiles the artifact's ONNX file for this machine's CPU, its GPU, or a GPU that need not be here."""
 
     name = "tvm"
     summary = "Apache TVM: Relax with kernels tuned by MetaSchedule"
-    capabilities = Capabilities(source="onnx", devices=("cpu",), dynamic_shapes=True)
+    capabilities = Capabilities(
+        source="onnx",
+        devices=("cpu", "cuda"),
+        dynamic_shapes=True,
+        compile_targets=tvm_cuda.TARGETS,
+    )
     modules = ("tvm", "tvm.relax", "tvm.relax.frontend.onnx", "tvm.s_tir.meta_schedule")
     Options = Options
 
@@ -69,7 +81,16 @@ class TVM(Backend):
             )
         if not tvm.runtime.enabled("llvm"):
             return Availability(available=False, versions=versions, reason="this build of TVM has no LLVM")
-        return Availability(available=True, versions=versions, devices=("cpu",))
+        try:
+            devices = tvm_cuda.usable_devices()
+            tvm_cubin.tool()
+        except UnavailableError as exc:
+            reason = f"it cannot use a GPU: {exc.message}"
+            return Availability(available=True, versions=versions, devices=("cpu",), reason=reason, hint=exc.hint)
+        except Exception as exc:  # a probe must not raise, whatever a broken installation does
+            reason = f"it cannot use a GPU: {type(exc).__name__}: {exc}"
+            return Availability(available=True, versions=versions, devices=("cpu",), reason=reason)
+        return Availability(available=True, versions=versions, devices=("cpu", *devices))
 
     @classmethod
     def check(cls, options: BackendOptions) -> None:
@@ -98,49 +119,87 @@ class TVM(Backend):
         options = cast("Options", request.options)
         with _compile_errors(request):
             with request.stage("load"):
-                target = _target(request)
+                card = tvm_cuda_engine.card_for(request)
+                if options.cuda_graph and card is None:
+                    raise UnsupportedError("tvm: a CPU has no CUDA graphs", hint="leave out cuda_graph=true")
+                target = card.target if card else _target(request)
                 prepared = tvm_graph.prepare(request, target)
-            if options.tuner == "none" or request.dynamic is not None:
+
+            def session(database: Any, outcome: tvm_tuning.Outcome | None) -> Session:
                 with request.stage("build"):
-                    return _session(request, _build(prepared.module, target, None), prepared, target, None)
-            with tvm_tuning.open_store(_store_folder(request, target), lambda: _say_waiting(request)) as store:
+                    if card is None:
+                        return _session(request, _build(prepared.module, target, database), prepared, target, outcome)
+                    return tvm_cuda_engine.engine(
+                        *(request, card, prepared, database, outcome),
+                        cuda_graph=options.cuda_graph,
+                        untuned=_untuned(request),
+                    )
+
+            if _untuned(request):
+                return session(None, None)
+            folder = _store_folder(request, target, card.identity if card else "")
+            with tvm_tuning.open_store(folder, lambda: _say_waiting(request)) as store:
                 budget = tvm_tuning.Budget(seconds=options.tuning_seconds, trials=options.trials)
                 with request.stage("tune"):
                     tasks = tvm_tuning.extract_tasks(prepared.module, target)
+                    if card is not None:
+                        tasks = [task for task in tasks if tvm_cuda.tunable(task.module)]
                     with tvm_tuning.Tuner(
-                        store, tasks, target, budget, threads=request.threads, progress=request.progress
+                        store,
+                        tasks,
+                        target,
+                        budget,
+                        threads=request.threads,
+                        progress=request.progress,
+                        device=request.device,
+                        default=tvm_cuda.default_schedule if card else None,
                     ) as tuner:
                         tuner.run()
                         database, outcome = tuner.fill_gaps()
-                with request.stage("build"):
-                    return _session(request, _build(prepared.module, target, database), prepared, target, outcome)
+                return session(database, outcome)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import tvm
 
+        again = "compile it again on this machine"
         try:
             header = msgspec.json.decode((engine_dir / HEADER).read_bytes(), type=Header)
         except (OSError, msgspec.DecodeError) as exc:
             raise RunError(f"tvm: no finished engine in {engine_dir}: {exc}", hint="compile it again") from exc
-        cpu = this_cpu()
+        cpu = this_cpu() if header.target is None else platform.machine()
         if (header.tvm, header.cpu) != (tvm.__version__, cpu):
             raise RunError(
                 f"tvm: the engine in {engine_dir} is for TVM {header.tvm} on {header.cpu}; "
                 f"this is TVM {tvm.__version__} on {cpu}",
-                hint="compile it again on this machine",
+                hint=again,
             )
+        if (header.target is None) != (request.device == "cpu"):
+            where = header.target or "the CPU"
+            raise RunError(f"tvm: the engine in {engine_dir} is for {where}, not for {request.device}", hint=again)
+        gpu = tvm_cuda_engine.gpu_to_load_on(header, request) if header.target else None
         try:
             executable = tvm.runtime.load_module(str(engine_dir / LIBRARY))
+            if gpu is not None:
+                return tvm_cuda_session.CudaSession(request, executable, header, gpu=gpu)
             return TVMSession(request, executable, header)
+        except HarnessError:
+            raise
         except Exception as exc:
             raise RunError(f"tvm: the engine in {engine_dir} does not load: {exc}", hint="compile it again") from exc
+
+
+def _untuned(request: CompileRequest) -> str:
+    """Return why nothing is tuned, or an empty string where it is."""
+    if request.dynamic is not None:
+        return "MetaSchedule tunes kernels of one shape only"
+    if cast("Options", request.options).tuner == "none":
+        return "tuner=none"
+    return "MetaSchedule measures on the device itself" if request.target is not None else ""
 
 
 def _target(request: CompileRequest) -> Any:
     import tvm
 
-    if request.device != "cpu":
-        raise UnsupportedError(f"tvm compiles for the cpu only, not for {request.device}")
     return tvm.target.Target({"kind": "llvm", "mcpu": this_cpu(), "num-cores": request.threads})
 
 
@@ -155,10 +214,12 @@ def _build(module: Any, target: Any, database: Any) -> Any:
     return tvm.compile(module, target=target)
 
 
-def _store_folder(request: CompileRequest, target: Any) -> Path:
+def _store_folder(request: CompileRequest, target: Any, device: str) -> Path:
+    """Return where the database lies. `device` is what its measurements hold for, beyond the target."""
     import tvm
 
-    key = "\n".join((request.artifact.hash, str(target), tvm.__version__, tvm_graph.RECIPE))
+    parts = (request.artifact.hash, str(target), tvm.__version__, tvm_graph.RECIPE, device)
+    key = "\n".join(filter(None, parts))
     return request.cache_dir / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
@@ -178,7 +239,7 @@ def _session(
         provider=f"{target.kind.name} -mcpu={cpu}" + ("" if scheduled else ", no schedule"),
         cpu=cpu,
         inputs=prepared.inputs,
-        facts=_facts(outcome),
+        facts=outcome.facts() if outcome else {"tuner": "none"},
         notes=[*_notes(outcome, request), *prepared.notes],
     )
     try:
@@ -187,31 +248,12 @@ def _session(
         raise CompileError(f"tvm: the ONNX file's input {exc} is not an input of {case_of(request)}") from exc
 
 
-def _facts(outcome: tvm_tuning.Outcome | None) -> dict[str, Scalar]:
-    if outcome is None:
-        return {"tuner": "none"}
-    return {
-        "tuner": "meta-schedule",
-        "trials": outcome.ledger.trials,
-        "failed_trials": outcome.ledger.failed_trials,
-        "tasks": outcome.tasks,
-        "tasks_tuned": outcome.tasks_tuned,
-        "tuning_s_total": round(outcome.ledger.seconds, 1),
-        "database_records": outcome.records,
-        "database_records_before": outcome.records_before,
-    }
-
-
 def _notes(outcome: tvm_tuning.Outcome | None, request: CompileRequest) -> list[str]:
     if outcome is None:
-        why = "tuner=none" if request.dynamic is None else "MetaSchedule tunes kernels of one shape only"
-        return [f"no schedule: TVM's kernels ran as serial scalar loops, because {why}"]
+        return [f"no schedule: TVM's kernels ran as serial scalar loops, because {_untuned(request)}"]
     notes = []
     if outcome.records_before:
-        notes.append(
-            f"compiling started from {outcome.records_before} kernels that earlier runs had measured: not cold; tuning "
-            f"took {outcome.ledger.seconds:.0f} s in all (harness cache clear --backends forgets them)"
-        )
+        notes.append(outcome.warm_note())
     bare = outcome.tasks - outcome.tasks_tuned - outcome.tasks_unmeasured
     if bare:
         notes.append(f"no schedule: {bare} of {outcome.tasks} kernels ran as serial scalar loops; every trial failed")

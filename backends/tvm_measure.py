@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from backends import tvm_cubin, tvm_cuda
 
 # TVM objects are `Any` below: the package carries no types and must not be imported at the top of a backend.
 
@@ -25,6 +28,8 @@ MEASURE_MS = 10
 """A candidate is repeated until it ran this long."""
 POPULATION = 48
 """Candidates that one step of the evolutionary search breeds from."""
+GPU_WORKERS = 8
+"""At most so many build for a GPU: each that has run a kernel holds some hundred MB of the device's memory."""
 
 
 class TunerBroken(Exception):
@@ -41,18 +46,26 @@ class Candidate:
     """`["TENSOR", dtype, shape]` of each."""
 
 
+class DeviceLost(Exception):
+    """A kernel left the process' context on the device unusable; the message says how it failed."""
+
+
 class Workers:
     """A pool of worker processes, one for each core that may build."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, device: str = "cpu") -> None:
         from tvm.support.popen_pool import PopenWorker
 
-        def enter(root: str) -> None:
+        def enter(root: str, device: str) -> None:
             # Pickled by value, as every nested function is: it makes this module importable over there.
             sys.path.insert(0, root)
+            import backends.tvm_measure
+
+            backends.tvm_measure.run_on = device
 
         root = str(Path(__file__).resolve().parent.parent)
-        self._workers = [PopenWorker(initializer=enter, initargs=(root,)) for _ in range(count)]
+        count = count if device == "cpu" else min(count, GPU_WORKERS)
+        self._workers = [PopenWorker(initializer=enter, initargs=(root, device)) for _ in range(count)]
         self._threads = ThreadPoolExecutor(count)
 
     def close(self) -> None:
@@ -104,11 +117,12 @@ def tune_context(module: Any, target: Any, threads: int) -> Any:
     """
     from tvm.s_tir import meta_schedule as ms
 
+    kind = str(target.kind.name)
     with _without_tensor_intrinsics():
         return ms.TuneContext(
             mod=module,
             target=target,
-            space_generator=ms.space_generator.PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"),
+            space_generator=ms.space_generator.PostOrderApply(sch_rules=kind, postprocs=kind, mutator_probs=kind),
             search_strategy=ms.search_strategy.EvolutionarySearch(
                 population_size=POPULATION,
                 init_measured_ratio=0.25,
@@ -126,8 +140,8 @@ def tune_context(module: Any, target: Any, threads: int) -> Any:
 
 @contextmanager
 def _without_tensor_intrinsics() -> Iterator[None]:
-    # TuneContext imports every tensor intrinsic of every GPU, which parses for 20 s; float32 code for a
-    # CPU uses none of them.
+    # TuneContext imports every tensor intrinsic of every GPU, which parses for 20 s; float32 code uses none of
+    # them, neither for a CPU nor by the rules for a GPU without tensor cores.
     name = "tvm.s_tir.tensor_intrin"
     if name in sys.modules:
         yield
@@ -145,12 +159,17 @@ def _ask(worker: Any, function: Callable[..., object], *arguments: object) -> ob
         return worker.recv()
     except TimeoutError:
         return f"no answer within {TIMEOUT_S:g} s"
+    except DeviceLost as exc:
+        worker.kill()  # the next question starts another
+        return str(exc)
     except Exception as exc:
         return f"{type(exc).__name__}: {exc}"
 
 
 # What follows runs in a worker process.
 
+run_on = "cpu"
+"""The device that candidates are measured on: `cpu` or `cuda:N`."""
 _built: dict[int, Any] = {}
 
 
@@ -174,10 +193,18 @@ def build(slot: int, module: Any, target: Any) -> None:
     from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
 
     _built.pop(slot, None)
+    if target.kind.name == "cuda":
+        _compile_for_gpu(str(target.attrs["arch"]))
     library = compile_kernel(RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module), target=target)
     # Machine code is made on first look-up: do it here, not beside another's measurement.
     library.get_function("main")
     _built[slot] = library
+
+
+@cache
+def _compile_for_gpu(arch: str) -> None:
+    tvm_cuda.load_runtime()
+    tvm_cubin.Assembler(tvm_cuda.target_for(arch)).install()
 
 
 def run(slot: int, arguments: list[Any]) -> list[float] | None:
@@ -187,15 +214,23 @@ def run(slot: int, arguments: list[Any]) -> list[float] | None:
 
     if slot not in _built:
         return None
+    device = tvm.runtime.device(run_on)
     fill = tvm.get_global_func("tvm.contrib.random.random_fill_for_measure")
     tensors = []
     for _, dtype, shape in arguments:
-        tensor = tvm.runtime.empty(tuple(int(extent) for extent in shape), str(dtype))
+        tensor = tvm.runtime.empty(tuple(int(extent) for extent in shape), str(dtype), device)
         if str(dtype).startswith("float"):
             fill(tensor)
         else:
             # Integers may be indices: zero is the one that is never out of range.
             tensor.copyfrom(np.zeros(tensor.shape, str(dtype)))
         tensors.append(tensor)
-    evaluator = _built.pop(slot).time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=MEASURE_MS)
-    return [float(second) for second in evaluator(*tensors).results]
+    evaluator = _built.pop(slot).time_evaluator("main", device, number=1, repeat=1, min_repeat_ms=MEASURE_MS)
+    try:
+        return [float(second) for second in evaluator(*tensors).results]
+    except Exception as exc:
+        try:
+            device.sync()
+        except Exception:  # a kernel that reads out of bounds makes everything fail that comes after it
+            raise DeviceLost(f"{type(exc).__name__}: {exc}") from exc
+        raise

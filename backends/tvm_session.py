@@ -19,12 +19,16 @@ LIBRARY = "engine.so"
 HEADER = "engine.json"
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What lies beside the library and is needed to load it."""
 
     tvm: str
     provider: str
     cpu: str
+    """LLVM's name of the CPU; of an engine for a GPU, whose host code is for any CPU of a family, the family."""
+    target: str | None = None
+    """Compute capability that its kernels were compiled for, such as `sm_89`; None: they run on the CPU."""
+    placement: dict[str, int] | None = None
     inputs: tuple[str, ...]
     """Names in the order of the compiled function's arguments."""
     facts: dict[str, Scalar]
@@ -101,9 +105,10 @@ def this_cpu() -> str:
 
 
 def case_of(request: CompileRequest) -> str:
-    """Return how an error names what it was about: `'resnet50' (fp32, cpu)`."""
+    """Return how an error names what it was about: `'resnet50' (fp32, cpu)`, `'resnet50' (fp32, sm_89)`."""
     free = f", {' and '.join(request.dynamic.ranges)} free" if request.dynamic else ""
-    return f"'{request.artifact.manifest.model.label}' ({request.precision}, {request.device}{free})"
+    where = request.target or request.device
+    return f"'{request.artifact.manifest.model.label}' ({request.precision}, {where}{free})"
 
 
 def first_line(exc: BaseException) -> str:

@@ -20,6 +20,8 @@ LEDGER = "ledger.json"
 RECORDS = "database_tuning_record.json"
 WORKLOADS = "database_workload.json"
 TRUSTED = "tuner-works.txt"
+DEFAULTS = "defaults"
+"""Folder of a second database: how long kernels take on the schedules that they have without tuning."""
 
 
 class Ledger(msgspec.Struct, kw_only=True):
@@ -52,6 +54,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         repair(folder)
+        repair(folder / DEFAULTS)
         self.ledger = _read_ledger(folder)
 
     @cached_property
@@ -60,6 +63,14 @@ class Store:
         from tvm.s_tir import meta_schedule as ms
 
         return ms.database.JSONDatabase(work_dir=str(self._folder))
+
+    @cached_property
+    def defaults(self) -> Any:
+        """Return the database of default schedules. It is apart, so that no search takes them for its own."""
+        from tvm.s_tir import meta_schedule as ms
+
+        (self._folder / DEFAULTS).mkdir(exist_ok=True)
+        return ms.database.JSONDatabase(work_dir=str(self._folder / DEFAULTS))
 
     @property
     def trusted(self) -> bool:
@@ -77,6 +88,11 @@ class Store:
     def records(self, module: Any) -> list[Any]:
         """Return all records of a kernel."""
         return list(self.database.get_top_k(self.database.commit_workload(module), 1 << 20))
+
+    def default(self, module: Any) -> Any:
+        """Return the record of a kernel on its default schedule, or None."""
+        found = self.defaults.get_top_k(self.defaults.commit_workload(module), 1)
+        return found[0] if found else None
 
     def save_ledger(self) -> None:
         """Write the ledger so that a kill at any time leaves the old one or the new one."""

@@ -3,7 +3,8 @@
 TVM's own task schedulers commit a task's records only when it is visited again, and its local builder
 starts fresh processes for every batch. This loop drives the search of each task itself: it measures a few
 candidates of every task first (untuned code has no schedule at all, so one bare task ruins a model), then
-goes where most time is left to win.
+goes where most time is left to win. Where kernels have a default schedule, as on a GPU, that is measured first:
+a search then only has to find what is faster, and no kernel gets slower by tuning.
 
 The clock here bounds the budget. It is not a latency that anyone reports.
 """
@@ -18,20 +19,25 @@ from typing import Any
 
 import msgspec
 
-from backends.tvm_cost_model import TileModel, cost_model, decisions_of
+from backends.tvm_cost_model import TileModel, cost_model, cpu_features, decisions_of, gpu_features
 from backends.tvm_measure import Candidate, TunerBroken, Workers, tune_context
 from backends.tvm_store import Budget, Ledger, Store, mean, open_store
+from harness.api import Scalar
 
 __all__ = ["Budget", "Outcome", "Task", "Tuner", "TunerBroken", "extract_tasks", "open_store"]
 
 # TVM objects are `Any` below: the package carries no types and must not be imported at the top of a backend.
 
 Progress = Callable[[str, "int | None", "int | None"], None]
+Default = Callable[[Any, Any], Any]
+"""Module of a kernel, target -> its schedule without tuning, or None where there is none."""
 
 SWEEP_TRIALS = 4
 """Candidates of every task in the first pass."""
 BATCH_TRIALS = 8
 """Candidates a visit after that, and what one search step proposes."""
+DEFAULTS_BATCH = 16
+"""Kernels that are measured together on their default schedules: enough for all workers to build at once."""
 IMPROVEMENT = 0.98
 """A visit that does not bring a task's time below this share of its best was in vain."""
 SLACK = 0.1
@@ -48,11 +54,26 @@ class Task:
     """How often the model calls it."""
     flop: float
     best_s: float | None = None
+    default_s: float | None = None
+    """On its default schedule, where it has one that was measured. Never below `best_s`."""
     vain_visits: int = 0
     finished: bool = False
     """The search proposes nothing new."""
     search: Any = None
     queue: list[Any] = field(default_factory=list)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether a search has found something that is worth using."""
+        return self.best_s is not None and (self.default_s is None or self.best_s < self.default_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A schedule that no search proposed, in the form of MetaSchedule's candidates."""
+
+    sch: Any
+    args_info: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +89,28 @@ class Outcome:
     records_before: int
     finished: bool
     """Every search ended by itself before the budget did."""
+    last_failure: str = ""
+    """How the last trial failed that did, in this compile."""
+
+    def facts(self) -> dict[str, Scalar]:
+        """Return what the report shows of it."""
+        return {
+            "tuner": "meta-schedule",
+            "trials": self.ledger.trials,
+            "failed_trials": self.ledger.failed_trials,
+            "tasks": self.tasks,
+            "tasks_tuned": self.tasks_tuned,
+            "tuning_s_total": round(self.ledger.seconds, 1),
+            "database_records": self.records,
+            "database_records_before": self.records_before,
+        }
+
+    def warm_note(self) -> str:
+        """Return what the report must say where the database was not empty."""
+        return (
+            f"compiling started from {self.records_before} kernels that earlier runs had measured: not cold; tuning "
+            f"took {self.ledger.seconds:.0f} s in all (harness cache clear --backends forgets them)"
+        )
 
 
 def extract_tasks(module: Any, target: Any) -> list[Task]:
@@ -91,8 +134,18 @@ class Tuner:
     """One compile's use of the budget. Use as a context manager: it ends its worker processes."""
 
     def __init__(
-        self, store: Store, tasks: list[Task], target: Any, budget: Budget, *, threads: int, progress: Progress
+        self,
+        store: Store,
+        tasks: list[Task],
+        target: Any,
+        budget: Budget,
+        *,
+        threads: int,
+        progress: Progress,
+        device: str = "cpu",
+        default: Default | None = None,
     ) -> None:
+        """Take what to tune, and where it runs: on `device`, and on the schedule of `default` unless that is None."""
         # One line a search step would drown the worker's log.
         logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.ERROR)
         self._store = store
@@ -101,7 +154,10 @@ class Tuner:
         self._budget = budget
         self._threads = threads
         self._progress = progress
-        self._model = TileModel()
+        self._device = device
+        self._default = default
+        self._last_failure = ""
+        self._model = TileModel(cpu_features if device == "cpu" else gpu_features)
         self._cost_model = cost_model(self._model)
         self._workers: Workers | None = None
         self._trial_s = 0.3  # a running mean; this is where it starts
@@ -126,6 +182,7 @@ class Tuner:
             return
         self._start()
         self._spend(time.monotonic() - began)
+        self._measure_defaults()
         for task in self._tasks:
             if task.best_s is None and not self._visit(task, SWEEP_TRIALS):
                 return
@@ -133,7 +190,9 @@ class Tuner:
             pass
 
     def fill_gaps(self) -> tuple[Any, Outcome]:
-        """Give every task without a record a schedule that was never measured. Comes after `run()`.
+        """Give every task without a record a schedule that was never measured, unless it has a default one.
+
+        Comes after `run()`.
 
         Returns:
             A database that answers for all tasks, and what to say about the tuning.
@@ -142,24 +201,27 @@ class Tuner:
 
         spare = ms.database.MemoryDatabase()
         filled = 0
-        for task in self._tasks:
+        for task in self._tasks if self._default is None else ():
             if task.best_s is None and (candidates := self._propose(task, 1)):
                 spare.commit_tuning_record(self._record(spare, task, candidates[0], [1.0]))
                 filled += 1
         outcome = Outcome(
             ledger=msgspec.structs.replace(self._store.ledger),
             tasks=len(self._tasks),
-            tasks_tuned=sum(task.best_s is not None for task in self._tasks),
+            tasks_tuned=sum(task.tuned for task in self._tasks),
             tasks_unmeasured=filled,
             records=len(self._store),
             records_before=self._records_before,
             finished=all(task.finished for task in self._tasks),
+            last_failure=self._last_failure,
         )
+        if self._default is not None:
+            return ms.database.UnionDatabase(self._store.database, self._store.defaults), outcome
         return ms.database.OrderedUnionDatabase(self._store.database, spare), outcome
 
     def _start(self) -> Workers:
         if self._workers is None:
-            self._workers = Workers(self._threads)
+            self._workers = Workers(self._threads, self._device)
             self._workers.start(self._target)
         return self._workers
 
@@ -173,7 +235,41 @@ class Tuner:
             for record in self._store.records(task.module):
                 task.best_s = min(mean(record.run_secs), task.best_s or float("inf"))
                 self._model.learn(task.name, decisions_of(record.trace), mean(record.run_secs))
+            if self._default is not None and (record := self._store.default(task.module)) is not None:
+                self._note_default(task, mean(record.run_secs))
         self._model.refit()
+
+    def _measure_defaults(self) -> None:
+        """Measure what kernels take without tuning, those that earlier compiles have not measured."""
+        waiting = [task for task in self._tasks if task.default_s is None] if self._default else []
+        while waiting and not self._budget.exhausted_by(self._store.ledger):
+            began = time.monotonic()
+            batch, waiting = waiting[:DEFAULTS_BATCH], waiting[DEFAULTS_BATCH:]
+            self._progress(f"measuring kernels as they are without tuning, {len(waiting)} left after these", None, None)
+            found = [(task, self._proposal(task)) for task in batch]
+            proposals = [(task, proposal) for task, proposal in found if proposal is not None]
+            results = self._start().measure([self._candidate(proposal) for _, proposal in proposals])
+            for (task, proposal), result in zip(proposals, results, strict=True):
+                if isinstance(result, str):
+                    self._last_failure = _last_line(result)
+                    continue
+                defaults = self._store.defaults
+                defaults.commit_tuning_record(self._record(defaults, task, proposal, result))
+                self._note_default(task, mean(result))
+            self._spend(time.monotonic() - began)
+
+    def _proposal(self, task: Task) -> Proposal | None:
+        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+
+        schedule = self._default(task.module, self._target) if self._default else None
+        if schedule is None:
+            return None
+        return Proposal(sch=schedule, args_info=ArgInfo.from_entry_func(task.module, remove_preproc=True))
+
+    @staticmethod
+    def _note_default(task: Task, seconds: float) -> None:
+        task.default_s = seconds
+        task.best_s = min(seconds, task.best_s or float("inf"))
 
     def _most_promising(self) -> Task | None:
         fastest = max((task.flop / task.best_s for task in self._tasks if task.best_s), default=0.0)
@@ -236,6 +332,7 @@ class Tuner:
             ledger.trials += 1
             if isinstance(result, str):
                 ledger.failed_trials += 1
+                self._last_failure = _last_line(result)
                 continue
             database.commit_tuning_record(self._record(database, task, candidate, result))
             task.best_s = min(mean(result), task.best_s or float("inf"))
@@ -258,3 +355,8 @@ class Tuner:
         ledger = self._store.ledger
         message = f"tuning {task.name} {covered}/{len(self._tasks)}, {ledger.trials} trials"
         self._progress(message, int(ledger.seconds), int(self._budget.seconds))
+
+
+def _last_line(failure: str) -> str:
+    # What a worker process raised comes with the stack over there.
+    return failure.strip().rpartition("\n")[2]

@@ -15,6 +15,7 @@ from harness.artifact import Artifact
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
+from tests import fake_gpu as fake
 from tests.support import PLUGINS, RUN_CLI, Cli
 
 # A shared machine pauses now and then; how long one example takes says nothing about the code.
@@ -57,6 +58,16 @@ def tiny(launcher: Launcher) -> Artifact:
     """Export the tiny model for real, once for all tests."""
     recipe = Recipe(model=ModelSpec(name="tiny"), dims={"batch": 1})
     return ensure_artifact(recipe, launcher, on_progress=lambda _: None)[0]
+
+
+@pytest.fixture(scope="session")
+def fake_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Build the fake GPU; return the variables that make a process find it."""
+    if lacks := fake.missing():
+        if "tvm" in os.environ.get("HARNESS_REQUIRE", "").split(","):
+            pytest.fail(f"tvm is required here, and so is the fake GPU that it is checked on: {lacks}")
+        pytest.skip(lacks)
+    return fake.install(tmp_path_factory.mktemp("fake-gpu"))
 
 
 @pytest.fixture

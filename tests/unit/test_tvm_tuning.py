@@ -22,7 +22,7 @@ import pytest
 
 from backends import tvm_measure
 from backends.tvm import TVM, Options
-from backends.tvm_cost_model import TileModel, features
+from backends.tvm_cost_model import TileModel, cpu_features
 from backends.tvm_session import HEADER, Header
 from backends.tvm_store import LEDGER, RECORDS, WORKLOADS, Budget, Ledger, Store, open_store, repair
 from backends.tvm_tuning import Outcome, Task, Tuner, TunerBroken, extract_tasks
@@ -112,7 +112,7 @@ def test_tuner_none_refuses_a_budget(values: dict[str, Any]) -> None:
 
 
 def test_every_feature_is_one_bin_of_a_question() -> None:
-    rows = [features(d) for d in ([], [[1, 7, 2, 1], [16, 2, 32, 1], [256, 1], 1], [3, -2])]
+    rows = [cpu_features(d) for d in ([], [[1, 7, 2, 1], [16, 2, 32, 1], [256, 1], 1], [3, -2])]
     assert {row.sum() for row in rows} == {7.0}
     assert {row.size for row in rows} == {rows[0].size}
 
