@@ -104,6 +104,12 @@ WHOLE = "reference"
 
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
+VIEWS = {
+    "difference": Entry("reports.tracking:difference"),
+    "listing": Entry("reports.tracking:listing"),
+}
+"""How the history is shown: functions that return text."""
+
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
     "json": Entry("reports.json:Json"),
@@ -183,6 +189,11 @@ def report(name: str) -> Report:
         UsageError: No report has this name; the message suggests one.
     """
     return cast("type[Report]", _load("report format", name, _table("reports", REPORTS)))()
+
+
+def view(name: str) -> Callable[..., str]:
+    """Return what turns a part of the history into text."""
+    return cast("Callable[..., str]", _load("view", name, VIEWS))
 
 
 def install_hint(name: str) -> str:

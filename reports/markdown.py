@@ -9,8 +9,8 @@ from itertools import chain
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
-from reports.page import draw
+from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence, Timeline
+from reports.page import Page, draw
 from reports.table import Cell, Column, Table
 
 _MEANS_SOMETHING = re.compile(r"([\\`*_\[\]~#$])")
@@ -25,10 +25,14 @@ class Markdown(Report):
 
     def render(self, run: RunSummary, *, color: bool = False, width: int | None = None) -> str:
         """Return the document; `color` and `width` change nothing."""
-        page = draw(run)
-        blocks = [f"## {escape(page.title)}", *chain.from_iterable(map(_block, page.blocks))]
-        blocks.append(f"**{escape(page.closing)}**" if page.closing else "")
-        return "\n\n".join(block for block in blocks if block) + "\n"
+        return render_page(draw(run))
+
+
+def render_page(page: Page) -> str:
+    """Return a page as a Markdown document."""
+    blocks = [f"## {escape(page.title)}", *chain.from_iterable(map(_block, page.blocks))]
+    blocks.append(f"**{escape(page.closing)}**" if page.closing else "")
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def escape(text: str) -> str:
@@ -56,7 +60,7 @@ def _block(block: Block) -> Iterator[str]:
             yield "\n".join(_table(block))
         case Legend():
             yield from map(escape, block.texts)
-        case Plot():
+        case Plot() | Timeline():
             return  # the table before it holds the same numbers
         case Section():
             yield f"{'#' * block.level} {escape(block.title)}\n\n" + "\n".join(map(_item, block.lines))

@@ -12,10 +12,10 @@ import click
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
+from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence, Timeline
 from reports.formatting import columns, shorten
-from reports.page import draw
-from reports.plot import draw_plot
+from reports.page import Page, draw
+from reports.plot import draw_plot, draw_timeline
 from reports.table import Cell, Column, Emphasis, Table
 
 GAP = "  "
@@ -37,15 +37,19 @@ class Terminal(Report):
         With a `width` no line of a table or of prose is longer, as far as its words allow: the table is split
         by theme, prose is wrapped. Commands and log lines stay whole, so that they can be copied.
         """
-        page = draw(run)
-        paint = Paint(color)
-        shown = [
-            paint.bold(_wrap(page.title, width)),
-            *chain.from_iterable(_block(block, paint, width) for block in page.blocks),
-        ]
-        if page.closing:
-            shown.append(paint.bold(_wrap(page.closing, width)))
-        return "\n\n".join(shown) + "\n"
+        return render_page(draw(run), color=color, width=width)
+
+
+def render_page(page: Page, *, color: bool = False, width: int | None = None) -> str:
+    """Return a page as text for a terminal; see `Terminal.render`."""
+    paint = Paint(color)
+    shown = [
+        paint.bold(_wrap(page.title, width)),
+        *chain.from_iterable(_block(block, paint, width) for block in page.blocks),
+    ]
+    if page.closing:
+        shown.append(paint.bold(_wrap(page.closing, width)))
+    return "\n\n".join(shown) + "\n"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ def _block(block: Block, paint: Paint, width: int | None) -> Iterator[str]:
             yield "\n".join(paint(_wrap(text, width), "muted") for text in block.texts)
         case Plot():
             if lines := draw_plot(block, width):
+                yield "\n".join(lines)
+        case Timeline():
+            if lines := draw_timeline(block, width):
                 yield "\n".join(lines)
         case Section():
             yield "\n".join([paint.bold(block.title), *_statements(block.lines, paint, width)])

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from harness.history.location import VARIABLE
+from harness.history.parameters import Since
+from harness.history.points import METRICS
 from harness.parameters import Whole
 
 FAILED = 2
@@ -26,6 +28,14 @@ _out = click.option(
     "--out", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder that holds runs."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_format = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "markdown", "json"]),
+    default="terminal",
+    show_default=True,
+    help="Format on stdout.",
+)
 
 
 @click.command("import")
@@ -95,20 +105,64 @@ def baseline(action: str, run: str | None, model: str | None, store: str | None,
     return 0
 
 
-@click.group(invoke_without_command=True)
+@click.command()
+@click.argument("before")
+@click.argument("after")
 @store_option
+@_format
+def diff(before: str, after: str, store: str | None, format_: str) -> int:
+    """Compare two sides, case by case: each a run, a label, or BACKEND@VERSION.
+
+    \b
+    Examples:
+      harness diff last~1 last
+      harness diff onnxruntime@1.30.1 onnxruntime@1.31.1
+      harness diff release-2.0 last --format markdown
+      harness diff results/2026-03-02T10-11-12-resnet50-ab12 elsewhere/run.json
+
+    \b
+    Exit codes: 0 something was compared, 2 wrong usage, 3 the two sides have no case in common.
+    """
+    from harness.history.showing import show_difference
+
+    return show_difference(before, after, store, format_)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--model", help="Of one model; * stands for any text: --model 'yolov8*'")
+@click.option("--backend", help="Of one backend, with whatever options.")
+@click.option("--version", "version", help="Of one version of a backend.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="On one kind of device.")
+@click.option("--label", help="Of runs with this label.")
+@click.option("--since", type=Since(), help="Of runs since a day, or for so many days: 2026-03-02, 30d")
+@click.option(
+    "--metric", type=click.Choice(METRICS), default="latency", show_default=True, help="What is drawn over time."
+)
+@click.option(
+    "--limit", type=Whole(1, 100_000), default=20, show_default=True, help="Cases that are shown at most, the newest."
+)
+@store_option
+@_format
 @click.pass_context
 def history(context: click.Context, /, **given: Any) -> int:
-    """Show what the history holds.
+    """Show the newest cases of the history, and one of their figures over time.
 
     \b
     Examples:
       harness history
+      harness history --model resnet50 --backend onnxruntime --since 90d --limit 100
+      harness history --label nightly --metric compile
+      harness history --format json --limit 100000 > history.json
     """
     if context.invoked_subcommand is not None:
         _refuse_before(context, context.invoked_subcommand)
         return 0
-    return 0
+    from harness.history.queries import Filter
+    from harness.history.showing import show_history
+
+    names = ("model", "backend", "version", "device", "label", "since")
+    filter_ = Filter(**{name: given[name] for name in names})
+    return show_history(filter_, given["metric"], given["limit"], given["store"], given["format_"])
 
 
 def _refuse_before(context: click.Context, command: str) -> None:
@@ -189,4 +243,4 @@ def remove(runs: tuple[str, ...], store: str | None) -> int:
     return 0
 
 
-COMMANDS: tuple[click.Command, ...] = (history, baseline, import_, sync)
+COMMANDS: tuple[click.Command, ...] = (history, diff, baseline, import_, sync)

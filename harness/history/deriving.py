@@ -10,7 +10,7 @@ import scipy.special
 from harness import ratios, summarize
 from harness.history.keys import circumstances_of, key_of, subject_of
 from harness.history.points import Evidence, Point, Relative, sortable
-from harness.records import CONTROL, REUSED, Case, Launch, Run, Workload
+from harness.records import REUSED, Case, Launch, Run, Workload
 from harness.stats import CONFIDENCE
 
 
@@ -21,7 +21,7 @@ def points_of(run: Run) -> list[Point]:
 
 def _of_workload(workload: Workload, run: Run) -> list[Point]:
     rows = {row.case.id: row for row in summarize.of_workload(workload, run.settings).rows}
-    relative = _relatives(workload, run)
+    relatives = _relatives(workload, run)
     subject = subject_of(workload)
     points = []
     for case in workload.cases:
@@ -45,10 +45,11 @@ def _of_workload(workload: Workload, run: Run) -> list[Point]:
                 compile_s=case.stages.get("compile"),
                 compiled_at=str(case.facts[REUSED]) if REUSED in case.facts else None,
                 memory_bytes=row.peak_bytes,
+                device_memory_bytes=_device_memory(workload.launches, case.id),
                 compile_memory_bytes=case.peak_compile_bytes,
                 engine_bytes=case.engine_bytes,
                 drift=_drift(case),
-                evidence=Evidence(levels=levels, relative=relative.get(case.id)) if levels else None,
+                evidence=Evidence(levels=levels, relatives=relatives.get(case.id, [])) if levels else None,
                 labels=run.labels,
             )
         )
@@ -63,25 +64,40 @@ def _levels(launches: list[Launch], case: str) -> list[float]:
     return [float(np.median(levels)) for _, levels in sorted(seen.items())]
 
 
-def _relatives(workload: Workload, run: Run) -> dict[str, Relative]:
-    baseline = next((case for case in workload.cases if case.id == workload.baseline), None)
-    if baseline is None:
+def _relatives(workload: Workload, run: Run) -> dict[str, list[Relative]]:
+    """Return each case against the baseline, and the baseline against each of them."""
+    of_id = {case.id: case for case in workload.cases}
+    if workload.baseline not in of_id:
         return {}
     cases, contrasts = ratios.estimates(workload)
-    series = key_of(baseline, workload, run.environment).series
-    out = {}
-    for index, case in enumerate(cases[1:]):
+    out: dict[str, list[Relative]] = {}
+    for index, id_ in enumerate(cases[1:]):
         freedom = float(contrasts.freedom[index])
         error = float(contrasts.half_width[index]) / float(scipy.special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
-        if not case.endswith(CONTROL) and contrasts.launches[index] >= 2 and math.isfinite(error):
-            out[case] = Relative(
-                series=series,
-                version=baseline.version,
-                difference=float(contrasts.difference[index]),
+        if id_ not in of_id or contrasts.launches[index] < 2 or not math.isfinite(error):
+            continue
+        difference = float(contrasts.difference[index])
+        for of, other, sign in ((id_, workload.baseline, 1.0), (workload.baseline, id_, -1.0)):
+            against = Relative(
+                series=key_of(of_id[other], workload, run.environment).series,
+                version=of_id[other].version,
+                case=other,
+                difference=sign * difference,
                 error=error,
                 freedom=freedom,
             )
-    return out
+            out.setdefault(of, []).append(against)
+    return {of: sorted(found, key=lambda each: each.error) for of, found in out.items()}
+
+
+def _device_memory(launches: list[Launch], case: str) -> int | None:
+    found = [
+        sitting.device_memory.peak_bytes
+        for launch in launches
+        for sitting in launch.sittings
+        if sitting.case == case and sitting.device_memory is not None
+    ]
+    return max(found, default=None)
 
 
 def _drift(case: Case) -> float | None:

@@ -35,6 +35,8 @@ class Key(Record, frozen=True, kw_only=True):
     threads: str
     machine: str
     """Processor and cores; for a GPU also its name."""
+    target: str = ""
+    """What it was built for without being run, such as `sm_89`."""
     copy: str = ""
     """`2` for the second of two cases that were asked for in the same words."""
 
@@ -64,10 +66,17 @@ class Circumstances(Record, frozen=True, kw_only=True):
     version: str | None = None
     """Of the backend."""
     libraries: dict[str, str] = msgspec.field(default_factory=dict)
+    """Those that the backend itself names."""
+    others: dict[str, str] = msgspec.field(default_factory=dict)
+    """Those of the environment."""
     artifact: str | None = None
     """Content hash of the export."""
     weights_sha256: str | None = None
     driver: str = ""
+    card: str = ""
+    """How the GPUs are set up: power limit, error correction, partitions."""
+    clocks: str = ""
+    """At which the GPUs' clocks were held."""
     kernel: str = ""
     os: str = ""
     python: str = ""
@@ -80,6 +89,8 @@ class Circumstances(Record, frozen=True, kw_only=True):
     """Of the user's project; `+` after it where files differed."""
 
 
+_OF_A_CARD = ("power.limit", "ecc", "mig")
+_ANYWHERE = ("artifact", "driver", "card", "clocks")
 _OF_ONE_MACHINE = ("kernel", "os", "governor", "container")
 
 
@@ -96,6 +107,7 @@ def key_of(case: Case, workload: Workload, environment: Environment) -> Key:
         device=device,
         threads=str(case.threads),
         machine=machine_of(environment, case.device),
+        target=case.target or "",
         copy=copy if numbered and copy.isdecimal() else "",
     )
 
@@ -125,10 +137,13 @@ def circumstances_of(case: Case, workload: Workload, run: Run) -> Circumstances:
     environment, info, project = run.environment, workload.info, run.project
     return Circumstances(
         version=case.version,
-        libraries={**environment.libraries, **case.versions},
+        libraries=case.versions,
+        others={name: version for name, version in environment.libraries.items() if name not in case.versions},
         artifact=info.artifact if info else None,
         weights_sha256=info.weights_sha256 if info else None,
         driver=", ".join(sorted({gpu.get("driver_version", "") for gpu in environment.gpus} - {""})),
+        card="; ".join(sorted({_set_up(gpu) for gpu in environment.gpus} - {""})),
+        clocks=str(run.settings.lock_clocks or ""),
         kernel=environment.kernel,
         os=environment.os,
         python=environment.python,
@@ -154,13 +169,18 @@ def differing(one: Record, other: Record) -> dict[str, tuple[str, str]]:
     }
 
 
+def own_causes(one: Circumstances, other: Circumstances) -> bool:
+    """Say whether something of the case itself changed: its version, or a library that its backend names."""
+    return one.version != other.version or one.libraries != other.libraries
+
+
 def common_causes(one: Circumstances, other: Circumstances) -> dict[str, tuple[str, str]]:
     """Return what changed that may slow down all cases of a run together, other than another machine of the class.
 
-    Between two machines a kernel's part cannot be told from that of the hardware; a driver's is taken for its own.
+    Between two machines a kernel's part cannot be told from that of the hardware; a driver's is taken to be its own.
     """
     changed = differing(one, other)
-    causes = ("driver",) if "hostname" in changed else ("driver", *_OF_ONE_MACHINE)
+    causes = _ANYWHERE if "hostname" in changed else (*_ANYWHERE, *_OF_ONE_MACHINE)
     return {name: changed[name] for name in causes if name in changed}
 
 
@@ -172,6 +192,10 @@ def _flat(record: Record) -> dict[str, str]:
         else:
             out[name] = value or ""
     return out
+
+
+def _set_up(gpu: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {gpu[name]}" for name in _OF_A_CARD if gpu.get(name))
 
 
 def _listed(values: Mapping[str, Scalar]) -> str:

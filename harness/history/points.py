@@ -10,17 +10,19 @@ import msgspec
 from harness.history.keys import Circumstances, Key, Subject
 from harness.records import Record, Status
 
-Metric = Literal["latency", "compile", "memory", "compile-memory", "engine", "drift"]
+Metric = Literal["latency", "compile", "memory", "device-memory", "compile-memory", "engine", "drift"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class Relative(Record, frozen=True, kw_only=True):
-    """A case against the baseline of its own run, as `stats.contrast` knows it."""
+    """A case against another of its own run, as `stats.contrast` knows it."""
 
     series: str
-    """Of the baseline."""
+    """Of the other."""
     version: str | None
-    """Of the baseline's backend: with another one it is another baseline."""
+    """Of the other's backend: with another one it is nothing to compare with."""
+    case: str
+    """What the table calls the other."""
     difference: float
     """Natural log of the ratio of durations."""
     error: float
@@ -33,8 +35,9 @@ class Evidence(Record, frozen=True, kw_only=True):
 
     levels: list[float]
     """Log ns: of each launch the median over its windows of their medians."""
-    relative: Relative | None = None
-    """None for the baseline, and where one launch cannot show how processes differ."""
+    relatives: list[Relative] = msgspec.field(default_factory=list)
+    """To the baseline; for the baseline to each other case, the most precise first. None where one launch cannot show
+    how processes differ."""
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -59,6 +62,8 @@ class Point(Record, frozen=True, kw_only=True):
     """When, where it was not compiled by this run but taken from an earlier one."""
     memory_bytes: int | None = None
     """Largest resident memory of a measuring process tree."""
+    device_memory_bytes: int | None = None
+    """Largest device memory of a measuring process, where the driver says."""
     compile_memory_bytes: int | None = None
     engine_bytes: int | None = None
     drift: float | None = None
@@ -73,10 +78,22 @@ class Point(Record, frozen=True, kw_only=True):
         return {
             "latency": self.latency_ns,
             "memory": self.memory_bytes,
+            "device-memory": self.device_memory_bytes,
             "compile-memory": self.compile_memory_bytes if self.compiled_at is None else None,
             "engine": self.engine_bytes,
             "drift": self.drift,
         }[metric]
+
+
+class Listing(Record, frozen=True, kw_only=True):
+    """The newest cases that fit a filter."""
+
+    points: list[Point]
+    """Oldest first."""
+    total: int
+    """How many fit."""
+    metric: Metric
+    """What is drawn over time."""
 
 
 def sortable(created: str) -> str:

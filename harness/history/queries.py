@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness.records import Record
 
 LAST = "last"
 _Select = sa.Select[Any]  # what the columns of a select are is written otherwise in SQLAlchemy 2.0 and 2.1
+_BACK = re.compile(rf"{LAST}(?:~(\d{{1,6}}))?")
 _AT_ONCE = 500
 """Values in one `IN`: databases have a limit."""
 
@@ -47,14 +49,16 @@ class RunRow(Record, frozen=True, kw_only=True):
 
 
 def find_run(connection: sa.Connection, name: str) -> RunRow | None:
-    """Return the run of this id, the only one whose id begins so, or the newest for `last`; None where there is none.
+    """Return the run of this id, or the only one whose id begins so; None where there is none.
+
+    `last` is the newest, `last~1` the one before it.
 
     Raises:
         StoreError: Several runs begin so.
     """
     wanted = sa.select(*_run_columns()).order_by(schema.runs.c.created.desc(), schema.runs.c.id.desc())
-    if name == LAST:
-        row = connection.execute(wanted.limit(1)).mappings().first()
+    if back := _BACK.fullmatch(name):
+        row = connection.execute(wanted.offset(int(back[1] or 0)).limit(1)).mappings().first()
         return _run_row(row) if row else None
     row = connection.execute(wanted.where(schema.runs.c.id == name)).mappings().first()
     if row is not None:
@@ -123,16 +127,24 @@ def baselines(connection: sa.Connection, series: Iterable[str] | None = None) ->
     return {point.series: point for point in found}
 
 
-def versions(connection: sa.Connection, backend: str) -> list[str]:
-    """Return the versions of a backend that were measured, newest run last."""
+def versions(connection: sa.Connection, backend: str | None) -> list[str]:
+    """Return the versions of a backend, or of all, that were measured; that of the newest run last."""
     newest = sa.func.max(schema.cases.c.created)
-    wanted = (
-        sa.select(schema.cases.c.version)
-        .where(schema.cases.c.backend == backend, schema.cases.c.version.is_not(None))
-        .group_by(schema.cases.c.version)
-        .order_by(newest)
-    )
+    wanted = sa.select(schema.cases.c.version).where(schema.cases.c.version.is_not(None))
+    if backend is not None:
+        wanted = wanted.where(schema.cases.c.backend == backend)
+    wanted = wanted.group_by(schema.cases.c.version).order_by(newest)
     return list(connection.execute(wanted).scalars())
+
+
+def models(connection: sa.Connection) -> list[str]:
+    """Return every model that is in the history."""
+    return list(connection.execute(sa.select(schema.series.c.model).distinct().order_by("model")).scalars())
+
+
+def backends(connection: sa.Connection) -> list[str]:
+    """Return every backend that is in the history."""
+    return list(connection.execute(sa.select(schema.series.c.backend).distinct().order_by("backend")).scalars())
 
 
 def labels(connection: sa.Connection) -> list[str]:

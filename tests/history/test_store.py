@@ -87,11 +87,13 @@ def test_points_hold_what_the_table_shows(location: Location) -> None:
     eager, ort, tvm = points_in(history)
     assert eager.latency_ns == pytest.approx(10e6, rel=0.02)
     assert (eager.compile_s, eager.memory_bytes, eager.engine_bytes) == (2.0, 600_000_000, 100_000_000)
-    assert eager.evidence is not None and eager.evidence.relative is None
     assert ort.evidence is not None and len(ort.evidence.levels) == 5
-    assert ort.evidence.relative is not None
-    assert ort.evidence.relative.difference == pytest.approx(-0.693, abs=0.02)
-    assert ort.evidence.relative.series == eager.series
+    (relative,) = ort.evidence.relatives
+    assert relative.difference == pytest.approx(-0.693, abs=0.02)
+    assert (relative.series, relative.version, relative.case) == (eager.series, "2.13.0", "eager")
+    assert eager.evidence is not None
+    (other,) = eager.evidence.relatives
+    assert (other.case, other.difference, other.error) == ("onnxruntime", -relative.difference, relative.error)
     assert (ort.value("compile"), ort.compile_s) == (None, 2.0), "the engine was not compiled by this run"
     assert (tvm.status, tvm.failure, tvm.latency_ns, tvm.evidence) == ("crashed", "import: SIGSEGV", None, None)
 
@@ -99,7 +101,7 @@ def test_points_hold_what_the_table_shows(location: Location) -> None:
 def test_one_launch_is_no_evidence_against_a_baseline(location: Location) -> None:
     history = History(location, create=True)
     history.add(a_run(launches=1))
-    assert all(point.evidence is not None and point.evidence.relative is None for point in points_in(history))
+    assert all(point.evidence is not None and not point.evidence.relatives for point in points_in(history))
 
 
 # ---- finding
