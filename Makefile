@@ -10,6 +10,8 @@ BACKENDS ?= all
 ARGS     ?=
 SUITES   ?= micro vision nlp speech diffusion
 WORK     := $(CURDIR)/results/reference
+# Processes that tests run in; each takes up to 3 GB.
+JOBS     ?= 2
 
 # The GPU packages where an NVIDIA driver answers, the CPU packages elsewhere.
 KIND     ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -27,7 +29,7 @@ test: $(VENV)/.installed-all-$(KIND),dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 setup: $(VENV)/.installed-all-$(KIND)
 

@@ -9,8 +9,8 @@ from backends import cuda_device, onnxruntime_providers
 from backends.onnxruntime_libraries import RTX_PACKAGE, TENSORRT_PACKAGE, installed
 from backends.onnxruntime_opening import Opening
 from backends.onnxruntime_providers import CPU, CUDA, GPU_HINT, HINT, RTX, SUPPORTED, TENSORRT, OnnxRuntimeOptions
-from backends.onnxruntime_session import OnnxRuntimeSession
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest
+from backends.onnxruntime_session import GRAPH, OnnxRuntimeSession
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, SavedEngine
 from harness.errors import UnavailableError, UnsupportedError
 
 
@@ -53,6 +53,26 @@ class OnnxRuntime(Backend):
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
         assert isinstance(options, OnnxRuntimeOptions)
         return onnxruntime_providers.environment(options)
+
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str:
+        if engine.provider != CPU:
+            raise UnsupportedError(
+                f"an engine of {engine.provider} needs what harness tells its provider to be loaded",
+                hint="only an engine of the CPU provider is a graph that loads by itself",
+            )
+        return f"""\
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {engine.threads}
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised already
+session = onnxruntime.InferenceSession(ENGINE / "{GRAPH}", options, providers=["{engine.provider}"])
+
+
+def run(inputs):
+    return session.run(None, inputs)
+"""
 
     def compile(self, request: CompileRequest) -> OnnxRuntimeSession:
         request.engine_dir.mkdir(parents=True, exist_ok=True)

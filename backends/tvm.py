@@ -18,7 +18,7 @@ import msgspec
 
 from backends import tvm_cubin, tvm_cuda, tvm_cuda_engine, tvm_cuda_session, tvm_graph, tvm_tuning
 from backends.tvm_session import HEADER, LIBRARY, Header, TVMSession, case_of, first_line, this_cpu
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, Session
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, SavedEngine, Session
 from harness.errors import CompileError, HarnessError, RunError, UnavailableError, UnsupportedError, UsageError
 
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
@@ -114,6 +114,27 @@ class TVM(Backend):
             # Would load, or even compile, an extension that only torch tensors need.
             "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
         }
+
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str:
+        if engine.device != "cpu":
+            raise UnsupportedError(f"loading an engine by itself was tried on a CPU only, not on {engine.device}")
+        return f"""\
+import json
+import os
+
+os.environ["TVM_NUM_THREADS"] = "{engine.threads}"
+import tvm
+from tvm import relax
+
+names = json.loads((ENGINE / "{HEADER}").read_text())["inputs"]  # in the order of the function's arguments
+machine = relax.VirtualMachine(tvm.runtime.load_module(str(ENGINE / "{LIBRARY}")), tvm.cpu())
+
+
+def run(inputs):
+    outputs = machine["main"](*(tvm.runtime.tensor(inputs[name]) for name in names))
+    return [output.numpy() for output in ([outputs] if hasattr(outputs, "numpy") else outputs)]
+"""
 
     def compile(self, request: CompileRequest) -> Session:
         options = cast("Options", request.options)

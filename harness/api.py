@@ -131,6 +131,19 @@ class CompileRequest:
     """Report long work: a message, steps done, steps in all. Cheap enough to call every step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedEngine:
+    """What a snippet is written for: a saved engine and how it ran."""
+
+    options: BackendOptions
+    provider: str
+    device: str
+    precision: str
+    threads: int
+    inputs: tuple[TensorSpec, ...]
+    """In the order of the artifact."""
+
+
 class Session(ABC):
     """A loaded, runnable engine. Use as a context manager; `close()` frees its memory.
 
@@ -224,6 +237,18 @@ class Backend(ABC):
         """Return variables that the worker's environment needs before the framework is imported."""
         return {}
 
+    @classmethod
+    def snippet(cls, engine: SavedEngine) -> str | None:
+        """Return the few lines of Python that load a saved engine with its own runtime and without harness.
+
+        They find its folder in the variable `ENGINE`, a `Path`, and define `run(inputs)`, which takes arrays by name
+        and returns the outputs in the artifact's order. None: there is no such engine.
+
+        Raises:
+            UnsupportedError: There is none with these options or on this device; the hint names what has one.
+        """
+        return None
+
     @abstractmethod
     def compile(self, request: CompileRequest) -> Session:
         """Compile cold. Mark the parts with `request.stage`. A lazy compiler runs once in here.
@@ -296,6 +321,7 @@ __all__ = [
     "PublicWeights",
     "ReferenceModel",
     "Report",
+    "SavedEngine",
     "Scalar",
     "Session",
     "TensorSpec",

@@ -58,7 +58,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     input_sets: int
     parameters: int
     gflop: float | None = None
-    """Floating-point operations of one forward pass in 1e9, counted by torch; None where there is no torch module."""
+    """Floating-point operations of one forward pass in 1e9, counted by torch, or in the graph if it has no module."""
+    least_bytes: int | None = None
+    """What one forward pass must move from and to memory; see `harness.graph_cost`."""
     weights_bytes: int
     """Of all parameters and buffers, or of all initialisers of an ONNX file."""
     deterministic: bool

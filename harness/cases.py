@@ -15,6 +15,8 @@ from harness.records import Case, Settings, Workload
 DEFAULT_TIMEOUT_S = 900.0
 """Of one step of one case: longer than any compiler here takes for a model of ordinary size."""
 
+DEFAULT_SAMPLES = 1000
+
 
 def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case:
     """Return the record of a case that nothing has happened to yet."""
@@ -54,7 +56,11 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
             words += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
+    words += ["--cpus", settings.cpus] if settings.cpus else []
     words += ["--calibration", settings.calibration] if settings.calibration else []
+    words += ["--dataset", settings.dataset] if settings.dataset else []
+    if settings.dataset and settings.max_samples != DEFAULT_SAMPLES:
+        words += ["--max-samples", str(settings.max_samples)]
     if settings.calibration_method != Calibration().method:
         words += ["--calibration-method", settings.calibration_method]
     if workload.target:
@@ -66,7 +72,8 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
         ("--builds", settings.builds, 1),
         ("--input-sets", settings.input_sets, INPUT_SETS),
         ("--seed", settings.seed, 0),
-        ("--threads", settings.threads, environment.default_threads()),
+        # While pinned workers run, this process is elsewhere, and what it may use says nothing of them.
+        ("--threads", settings.threads, None if settings.cpus else environment.default_threads()),
         ("--opset", settings.opset, DEFAULT_OPSET),
         ("--timeout", settings.timeout_s, DEFAULT_TIMEOUT_S),
         ("--memory-limit", settings.memory_limit_bytes / 2**30, environment.default_memory_limit() / 2**30),

@@ -16,14 +16,17 @@ from typing import Any, NoReturn
 
 import click
 
-from harness import __version__, registry
+from harness import __version__, options, registry
+from harness.ceilings_command import ceilings
+from harness.choosing import recommend
+from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
+from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
-from harness.options import placement, precision, subject
+from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
-DEFAULT_OUT = "results"
 
 
 class _Commands(click.Group):
@@ -68,36 +71,18 @@ def cli(context: click.Context, config: Path | None) -> None:
 
 def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        names = click.Choice(registry.report_names())
+        names = ", ".join(registry.report_names())
         command = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")(command)
-        return click.option("--format", "format_", type=names, default="terminal", help="Format on stdout.")(command)
+        return click.option(
+            "--format",
+            "format_",
+            type=Formats(),
+            default=STDOUT,
+            metavar="NAME[=FILE],...",
+            help=f"Reports, each to a file or, one at most, to stdout: terminal,html=report.html. Names: {names}.",
+        )(command)
 
     return decorate
-
-
-_seed = click.option(
-    "--seed",
-    type=Whole(0, (1 << 32) - 1),
-    default=0,
-    show_default=True,
-    help="Seed of weights, inputs and round order.",
-)
-_threads = click.option(
-    "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
-)
-_opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
-_input_sets = click.option(
-    "--input-sets",
-    type=Whole(1, 64),
-    default=4,
-    show_default=True,
-    help="Sets of inputs that outputs are judged on; fewer for models that take minutes.",
-)
-_out = click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
-)
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-_verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
 
 
 @cli.command()
@@ -113,14 +98,16 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
 @precision
+@labelled
 @placement
 @click.option("--baseline", help="Case that all others are compared with.  [default: eager, else the first]")
 @click.option("--batch", type=Sizes(), show_default="1", help="Items in one inference; 1,4,32: a sweep.")
 @click.option("--dynamic", is_flag=True, help="Beside each engine one that takes all shapes of the sweep.")
-@_seed
-@_threads
-@_opset
-@_input_sets
+@options.seed
+@options.threads
+@options.cpus
+@options.opset
+@options.input_sets
 @click.option(
     "--launches",
     type=Whole(1, 1000),
@@ -144,19 +131,8 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
     help="Seconds that measuring one model at one shape may take; one launch is always measured.",
 )
 @click.option("--quick", is_flag=True, help="One launch, a few seconds a case; no verdicts, marked as such.")
-@click.option(
-    "--timeout",
-    type=Amount(),
-    default=900.0,
-    show_default=True,
-    help="Seconds that one step of one case may take.",
-)
-@click.option(
-    "--memory-limit",
-    type=Amount(),
-    default=None,
-    help="GiB that one worker may take.  [default: 85 % of this machine's]",
-)
+@options.timeout
+@options.memory_limit
 @click.option(
     "--lock-clocks",
     type=ClockRate(),
@@ -170,10 +146,10 @@ _verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks o
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
 @history.label_option
 @history.store_option
-@_out
+@options.out
 @_formats()
-@_verbose
-@_quiet
+@options.verbose
+@options.quiet
 def compare(**given: Any) -> int:
     """Export a model once, compile it with every backend, measure them side by side and print a table.
 
@@ -187,6 +163,8 @@ def compare(**given: Any) -> int:
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
       harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
+      harness compare --model digits --dataset digits --precision fp32,int8 --backends all
+      harness compare --model resnet50 --weights pretrained --dataset folder:imagenet/val --backends all
       harness compare --model yolov8x --target sm_89
       harness compare --device cuda --builds 3 --backends eager,tensorrt,torch-compile
       harness compare --backends all --quick --json > table.json
@@ -207,21 +185,25 @@ def compare(**given: Any) -> int:
 
 @cli.command()
 @click.argument("run", default="last")
-@_out
+@options.out
 @_formats()
-@_verbose
-def show(run: str, out: Path, format_: str, as_json: bool, verbose: bool) -> int:
+@options.verbose
+def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: bool) -> int:
     """Print the table of a finished or interrupted RUN: its folder, the start of its name, or "last".
 
     \b
     Examples:
       harness show
       harness show results/2026-03-02T10-11-12-resnet50 --format markdown
+      harness show last --format terminal,html=report.html,junit=junit.xml
     """
     from harness.commands import run_show
 
-    run_show(run, out, "json" if as_json else format_, verbose=verbose)
+    run_show(run, out, [Wanted("json", None)] if as_json else format_, verbose=verbose)
     return OK
+
+
+cli.add_command(recommend)
 
 
 @cli.command()
@@ -264,13 +246,13 @@ def models(name: str | None, as_json: bool) -> int:
 @cli.command()
 @subject
 @click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
-@_seed
-@_threads
-@_opset
-@_input_sets
+@options.seed
+@options.threads
+@options.opset
+@options.input_sets
 @click.option("--to", type=click.Path(path_type=Path), help="Also copy the artifact to this folder.")
 @click.option("--refresh", is_flag=True, help="Export again even if it is in the cache.")
-@_quiet
+@options.quiet
 def export(**given: Any) -> int:
     """Export a model: ONNX, weights, inputs and reference outputs, checked against eager.
 
@@ -294,10 +276,13 @@ def doctor(as_json: bool) -> int:
     Example:
       harness doctor
     """
-    from harness.commands import run_doctor
+    from harness.housekeeping import run_doctor
 
     run_doctor(as_json=as_json)
     return OK
+
+
+cli.add_command(ceilings)
 
 
 @cli.command()
@@ -313,14 +298,14 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
       harness cache
       harness cache clear --engines
     """
-    from harness.commands import run_cache
+    from harness.housekeeping import run_cache
 
     chosen = {"exports": exports, "engines": engines, "backends": backends_}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
 
 
-for _command in history.COMMANDS:
+for _command in (localize, sensitivity, *history.COMMANDS):
     cli.add_command(_command)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from harness import drift
 from harness.records import Case
 from harness.summary import CaseSummary, Comparison, Estimate, RunSummary, Standing, Suite, WorkloadSummary
+from harness.tradeoffs import break_even, inverse
 
 _EXPECTED_GAPS = ("unavailable", "unsupported", "compiled")
 """Statuses without a number that are no news where all backends were asked for."""
@@ -66,7 +67,7 @@ def of_workload(summary: WorkloadSummary, asked: Sequence[str]) -> str:
     else:
         sound = all(row.case.status == "ok" for row in measured if row.is_baseline)
         pairs = [(row.case, row.comparison) for row in measured if row.comparison]
-        said += _compared(summary.baseline, sound, pairs)
+        said += [*_compared(summary.baseline, sound, pairs), *_payback(summary)]
     if measured:
         said += [*_outputs(summary.rows, summary.seeded), *_missing(summary, asked), *_doubt(summary)]
     return " ".join(said)
@@ -175,6 +176,25 @@ def _compared(baseline: str, sound: bool, pairs: list[tuple[Case, Comparison]]) 
             why = "its outputs drifted" if case.status == "drifted" else f"it ended as {words(case.status)}"
             said.append(f"{case.id} ran {_against(one, baseline)}, but {why}: do not deploy it.")
     return said
+
+
+def _payback(summary: WorkloadSummary) -> list[str]:
+    """Return how many inferences it takes until the winner has made up for compiling longer than the baseline."""
+    winner = next((row for row in summary.rows if row.case.status == "ok" and _is_faster(row.comparison)), None)
+    baseline = next((row for row in summary.rows if row.is_baseline), None)
+    if winner is None or winner.comparison is None or baseline is None:
+        return []
+    found = break_even(winner, baseline, inverse(winner.comparison))
+    if found is None or found.kind != "after" or found.high is None:
+        return []
+    return [
+        f"Its longer compilation pays for itself after {found.inferences:,} inferences "
+        f"({found.low:,} to {found.high:,})."
+    ]
+
+
+def _is_faster(comparison: Comparison | None) -> bool:
+    return comparison is not None and comparison.verdict == "FASTER" and not comparison.rounds_only
 
 
 def _against(comparison: Comparison, baseline: str) -> str:

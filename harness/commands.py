@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shlex
 import shutil
 import sys
@@ -15,19 +13,21 @@ import click
 import msgspec
 from tabulate import tabulate
 
-from harness import __version__, clocks, doctor, environment, memory, nvml, registry
+from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.devices import AUTO, parse_devices, parse_targets
-from harness.engines import any_in_use, delete_unless_in_use, engines_root, in_use
+from harness.engines import in_use
 from harness.errors import StoreError, UsageError
+from harness.evaluation import refuse_models
 from harness.export import Recipe, ensure_artifact
+from harness.formats import Wanted
 from harness.history.keeping import keep
 from harness.history.location import locate
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
-from harness.paths import cache_root, folder_bytes, make_folder, users_path
+from harness.paths import cache_root, make_folder, users_path
 from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
@@ -51,6 +51,8 @@ RESUMABLE = {
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
     _refuse_conflicts(given, explicit)
+    wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
+    formats.check(wanted)
     location = locate(given["store"])
     folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
     variants = asked_variants(run.settings)
@@ -72,7 +74,7 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     run = comparison.run
     try:
         if broken is None or any(workload.cases for workload in run.workloads):
-            _print(run, "json" if given["as_json"] else given["format_"])
+            formats.emit(summarize(run), wanted)
     finally:  # also where the reader of the table leaves early
         keep(run, folder, location)
     if given["verbose"]:
@@ -126,7 +128,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)
     subject = _subject(given, specs)
-    machine = environment.describe(doctor.advice(doctor.examine()))
+    pinned = pinning.choose(given["cpus"])
+    machine = environment.describe(doctor.advice(doctor.examine(spin=not given["quick"], cpus=pinned.cpus)))
     devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
@@ -139,9 +142,11 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=_calibration(given["calibration"]),
+        calibration=calibration_path(given["calibration"]),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
+        dataset=_dataset(given["dataset"], specs),
+        max_samples=given["max_samples"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
         builds=given["builds"],
@@ -150,7 +155,9 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         dynamic=given["dynamic"],
         input_sets=given["input_sets"],
         seed=given["seed"],
-        threads=given["threads"] or environment.default_threads(),
+        threads=given["threads"] or environment.default_threads(pinned.cores),
+        cpus=given["cpus"],
+        cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
         budget_s=given["budget"],
         timeout_s=given["timeout"],
@@ -162,6 +169,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         **_amounts(given),
     )
     variants = asked_variants(settings)
+    pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
@@ -173,9 +181,11 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         command=shlex.join(["harness", *sys.argv[1:]]),
         settings=settings,
         environment=machine,
+        ceilings=ceilings.of_machine(machine, settings.devices, ceilings.stored()),
         workloads=workloads,
         labels=list(dict.fromkeys(given["labels"])),
         project=environment.project(root),
+        notes=[pinned.note] if pinned.note else [],
     )
     try:
         folder.save(run)
@@ -185,12 +195,26 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     return folder, run
 
 
-def _calibration(path: str | None) -> str | None:
+def calibration_path(path: str | None) -> str | None:
+    """Return the absolute path of the user's calibration inputs.
+
+    Raises:
+        UsageError: They are not there.
+    """
     if path is None:
         return None
     if not users_path(path).exists():
         raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
     return str(users_path(path))
+
+
+def _dataset(text: str | None, specs: list[ModelSpec]) -> str | None:
+    if text is None:
+        return None
+    kind, colon, paths = text.partition(":")
+    absolute = ",".join(str(users_path(path)) for path in paths.split(",")) if paths else ""
+    refuse_models(f"{kind}{colon}{absolute}", specs)
+    return f"{kind}{colon}{absolute}"
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +248,7 @@ def _subject(given: dict[str, Any], specs: list[ModelSpec]) -> dict[str, Any]:
             raise UsageError(f"{option} {path} can be for one model only, and there are {len(specs)}: {_few(names)}")
     if weights == "pretrained":
         for spec in specs:
-            if spec.kind == "reference" and memory.reference(spec).public is None:
+            if spec.kind == "reference" and not memory.reference(spec).trained:
                 raise UsageError(f"{spec.label} has no public weights", hint="--weights seeded, or the path of a file")
     return {
         "dims": dims,
@@ -248,6 +272,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             f"run {run.id} is finished; nothing to resume",
             hint=f"harness show {run.id}, or add --launches N --budget SECONDS to measure more",
         )
+    pinning.choose(",".join(map(str, run.settings.cpu_set)) or None)  # they may have gone
     now = environment.describe(run.environment.advice)
     if _machine(now) != _machine(run.environment):
         raise UsageError(
@@ -271,19 +296,13 @@ def _machine(of: Environment) -> tuple[object, ...]:
     return of.cpu, of.libraries, cards
 
 
-def run_show(name: str, out: Path, format_: str, *, verbose: bool) -> None:
+def run_show(name: str, out: Path, wanted: list[Wanted], *, verbose: bool) -> None:
     """Carry out `harness show`."""
+    formats.check(wanted)
     run = load_run(find_run(name, out))
-    _print(run, format_)
+    formats.emit(summarize(run), wanted)
     if verbose:
         _print_tracebacks(run)
-
-
-def _print(run: Run, format_: str) -> None:
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    color = terminal and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size().columns if terminal else None
-    click.echo(registry.report(format_).render(summarize(run), color=color, width=width), nl=False, color=color)
 
 
 def _print_tracebacks(run: Run) -> None:
@@ -299,7 +318,7 @@ def run_export(given: dict[str, Any]) -> None:
     if len(specs) > 1:
         raise UsageError(f"harness export takes one model, and there are {len(specs)}")
     spec = specs[0]
-    recipe = _one_recipe(given, spec)
+    recipe = one_recipe(given, spec)
     target: Path | None = given["to"]
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
@@ -341,19 +360,24 @@ def run_export(given: dict[str, Any]) -> None:
     )
 
 
-def _one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
+    """Return what is exported for a command that takes one model at one shape.
+
+    Raises:
+        UsageError: A dimension has several sizes, or something does not fit the model.
+    """
     subject = _subject(given, [spec])
     own = spec.kind != "reference"
     refuse_unknown([spec], subject["dims"], subject["shapes"])
     sizes = sweep(spec, subject["dims"], subject["shapes"])
     for name, values in sizes.items():
         if len(values) > 1:
-            raise UsageError(f"harness export takes one size of '{name}', and there are {len(values)}")
+            raise UsageError(f"one size of '{name}' is wanted here, and there are {len(values)}")
     return Recipe(
         model=spec,
         dims={name: values[0] for name, values in sizes.items()},
         shapes=subject["shapes"] if own else {},
-        weights=subject["weights"] or ("own" if own else "seeded"),
+        weights=subject["weights"] or registry.default_weights(spec),
         inputs=subject["inputs"],
         input_sets=given["input_sets"],
         seed=given["seed"],
@@ -375,57 +399,6 @@ def _reason(exc: OSError) -> str:
     # `shutil.Error` holds a list of (source, destination, reason): the first says enough.
     first = exc.args[0] if exc.args else exc
     return str(first[0][2]) if isinstance(first, list) and first else exc.strerror or str(exc)
-
-
-def run_doctor(*, as_json: bool) -> None:
-    """Carry out `harness doctor`."""
-    findings = doctor.examine()
-    if as_json:
-        click.echo(json.dumps([msgspec.to_builtins(finding) for finding in findings], indent=2))
-        return
-    marks = {"good": "ok", "warn": "!!"}
-    click.echo(
-        tabulate(
-            [(marks[f.level], f.what, f.figure, f.advice) for f in findings],
-            headers=["", "what", "found", "advice"],
-            maxcolwidths=[None, None, 56, 56],
-        )
-    )
-    bad = sum(finding.level == "warn" for finding in findings)
-    click.echo(f"\n{bad} thing(s) here make numbers noisier than they need be." if bad else "\nNothing here disturbs.")
-
-
-def run_cache(action: str, parts: list[str]) -> None:
-    """Carry out `harness cache`."""
-    root = cache_root()
-    if action == "clear":
-        if set(parts) != {"engines"} and any_in_use():
-            raise UsageError(
-                "a comparison is running and needs what is in the cache", hint="wait for it, or clear --engines only"
-            )
-        kept = 0
-        for part in parts:
-            if part == "engines":
-                kept = _clear_engines()
-            else:
-                shutil.rmtree(root / part, ignore_errors=True)
-                if (root / part).exists():
-                    raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
-        shutil.rmtree(root / "logs", ignore_errors=True)
-        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} engine(s) in use" if kept else ""))
-        return
-    click.echo(
-        tabulate([(part, f"{folder_bytes(root / part) / 2**20:.1f}") for part in parts], headers=[str(root), "MiB"])
-    )
-
-
-def _clear_engines() -> int:
-    folders = [path for path in engines_root().glob("*/*") if path.is_dir()]
-    kept = sum(not delete_unless_in_use(path) for path in folders)
-    for key in engines_root().glob("*"):
-        if key.is_dir() and not any(key.iterdir()):
-            key.rmdir()
-    return kept
 
 
 def exit_code(run: Run) -> int:

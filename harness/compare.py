@@ -20,11 +20,13 @@ from harness.compiling import Compiled, Compiler
 from harness.conversion import Calibration, ensure_converted
 from harness.engines import EngineStore
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
+from harness.evaluation import Evaluation, answers_folder
 from harness.export import Recipe, ensure_artifact, is_exported
 from harness.launcher import Launcher
 from harness.ledger import Ledger, Page
 from harness.measuring import Measuring
 from harness.modelspec import BATCH
+from harness.pinning import aside
 from harness.plan import Variant
 from harness.precisions import CONVERTED
 from harness.progress import Narrator
@@ -48,11 +50,14 @@ class Comparison:
         self._dynamic: dict[str, Artifact | HarnessError] = {}
         self._converted: dict[tuple[Path, str], Artifact | HarnessError] = {}
         self._failed: dict[Path, Case] = {}
+        self._evaluations: dict[str, Evaluation] = {}
+        self._path = folder.path
         self._launcher = Launcher(
             logs=folder.logs,
             threads=run.settings.threads,
             memory_limit_bytes=run.settings.memory_limit_bytes,
             timeout_s=run.settings.timeout_s,
+            cpus=frozenset(run.settings.cpu_set),
         )
 
     @property
@@ -71,7 +76,7 @@ class Comparison:
             UsageError: What was asked for does not fit a model.
         """
         # The lock first: a run that another process measures is not to be touched.
-        with self._launcher, EngineStore(self.run.id) as engines:
+        with self._launcher, EngineStore(self.run.id) as engines, aside(self._launcher.cpus):
             try:
                 self._ledger.update(state="running")
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]
@@ -113,8 +118,11 @@ class Comparison:
                 raise
 
     def _compare(self, page: Page, artifact: Artifact, engines: EngineStore) -> None:
+        evaluation = self._evaluations.get(page.workload.key)
         compiled = self._compile(page, artifact, engines)
         Measuring(page, artifact, self._settings, self._launcher, self._say).measure(compiled)
+        if evaluation is not None:
+            evaluation.run(compiled)
         for case in page.workload.cases:
             sound = case.failure is None or case.status == "drifted"
             for folder in [build.engine for build in case.builds] or [case.engine or ""]:
@@ -151,6 +159,10 @@ class Comparison:
             page.change(failure=None, cases=[])
         page.update(dims=manifest.dims, batch=manifest.dims.get(BATCH, 1), info=_model_info(artifact, cached=cached))
         self._convert_all(page, artifact)
+        if self._settings.dataset is not None and not workload.target:
+            self._evaluations[workload.key] = Evaluation(
+                page, artifact, self._settings, self._launcher, self._say, answers_folder(self._path, workload.key)
+            )
         return artifact
 
     def _recipe(self, workload: Workload) -> Recipe:
@@ -160,7 +172,7 @@ class Comparison:
             model=workload.model,
             dims=workload.asked,
             shapes=settings.shapes if own else {},
-            weights=settings.weights or ("own" if own else "seeded"),
+            weights=settings.weights or registry.default_weights(workload.model),
             inputs=settings.inputs,
             input_sets=settings.input_sets,
             seed=settings.seed,
@@ -350,6 +362,7 @@ def _model_info(artifact: Artifact, *, cached: bool) -> ModelInfo:
         weights_sha256=manifest.weights_sha256,
         parameters=manifest.parameters,
         gflop=manifest.gflop,
+        least_bytes=manifest.least_bytes,
         task=manifest.task,
         artifact=artifact.hash,
         reference=manifest.reference,

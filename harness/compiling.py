@@ -267,6 +267,7 @@ class Compiler:
                 attempt.stages[stage] = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
             resident = worker.resident_bytes()
             on_card = card.taken_bytes(worker.pid, free) if card else 0
+            worker.check_cpus()
         attempt.stage = "save"
         attempt.stages["save"] = worker.call(protocol.Save(), protocol.Took, timeout_s=limit).seconds
         worker.note_peak()

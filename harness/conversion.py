@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from harness.paths import FREE_SPACE, link_or_copy, make_folder, write_atomicall
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
 TENSORS = ("inputs-*.safetensors", "reference-*.safetensors", "golden-*.safetensors")
-WORKER_HALF = ("converter", "inputs", "images", "narrowing", "weights")
+WORKER_HALF = ("converter", "inputs", "images", "masks", "narrowing", "weights")
 """Modules of ours on which every conversion depends."""
 
 
@@ -41,10 +42,12 @@ def ensure_converted(
     *,
     weights: str,
     on_progress: OnProgress,
+    keep: Sequence[str] = (),
 ) -> tuple[Artifact, bool]:
     """Return the artifact's graph in another precision, and whether it was in the cache.
 
-    It is an artifact of its own, with the inputs and references of its source and without its module.
+    It is an artifact of its own, with the inputs and references of its source and without its module. The nodes named
+    in `keep` stay in float32.
 
     Raises:
         UnsupportedError: The graph cannot be had in this precision.
@@ -55,7 +58,7 @@ def ensure_converted(
     """
     assert precision in PRECISIONS
     root = make_folder(exports_root(), "the cache folder")
-    folder = root / f"{artifact.folder.name[:60]}-{precision}-{_key(artifact, precision, calibration)}"
+    folder = root / f"{artifact.folder.name[:60]}-{precision}-{_key(artifact, precision, calibration, keep)}"
     with FileLock(root / f"{folder.name}.lock"):
         if folder.exists():
             try:
@@ -67,7 +70,12 @@ def ensure_converted(
         part = root / f"{folder.name}.part-{os.getpid()}"
         try:
             part.mkdir()
-            converted = _convert_into(part, artifact, precision, calibration, launcher, weights, on_progress)
+            # Graphs that differ only in what they keep share their scales, and one calibration.
+            shared = root / f"{artifact.folder.name[:60]}-{_key(artifact, precision, calibration, ())}.ranges"
+            ranges = str(shared) if keep and precision == "int8" else None
+            converted = _convert_into(
+                part, artifact, precision, calibration, launcher, weights, keep, ranges, on_progress
+            )
             for file in TENSORS:
                 for path in artifact.folder.glob(file):
                     link_or_copy(path, part / path.name)
@@ -87,6 +95,8 @@ def _convert_into(
     calibration: Calibration,
     launcher: Launcher,
     weights: str,
+    keep: Sequence[str],
+    ranges: str | None,
     on_progress: OnProgress,
 ) -> protocol.Converted:
     request = protocol.Convert(
@@ -96,6 +106,8 @@ def _convert_into(
         samples=calibration.samples,
         method=calibration.method,
         weights=weights,
+        keep=list(keep),
+        ranges=ranges,
         folder=str(part),
     )
     log: str | None = None
@@ -131,8 +143,9 @@ def _manifest(artifact: Artifact, precision: str, converted: protocol.Converted,
     )
 
 
-def _key(artifact: Artifact, precision: str, calibration: Calibration) -> str:
+def _key(artifact: Artifact, precision: str, calibration: Calibration, keep: Sequence[str]) -> str:
     parts = [artifact.hash, precision, *map(str, library_versions(CONVERTERS).items())]
+    parts += [f"keep {name}" for name in keep]
     if precision in CALIBRATED:
         parts += [calibration.method, str(calibration.samples), *_contents(calibration.source)]
     parts += [sha256(Path(__file__).with_name(f"{name}.py")) for name in WORKER_HALF]

@@ -18,6 +18,7 @@ from harness import inputs, protocol, registry, weights
 from harness.artifact import Artifact
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
+from harness.masks import masking_nodes
 from harness.measure import StageClock
 from harness.narrowing import between_casts
 from harness.precisions import CONVERTERS
@@ -69,7 +70,9 @@ def _half(source: Artifact, target: Path, request: protocol.Convert, progress: O
         warnings.simplefilter("always")
         try:
             # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
-            half = float16.convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=large)
+            half = float16.convert_float_to_float16(
+                model, keep_io_types=True, disable_shape_infer=large, node_block_list=list(request.keep)
+            )
         except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
             raise failed("the graph cannot be converted to float16", exc) from exc
     _save(half, target, large)
@@ -82,6 +85,8 @@ def _bfloat16(source: Artifact, target: Path, request: protocol.Convert, progres
     import torch
     from onnxscript import optimizer
 
+    if request.keep:
+        raise UnsupportedError("a graph in bf16 is exported as one: no node of it can stay in float32")
     if not source.manifest.module:
         raise UnsupportedError("bf16 needs a torch module, and this model is an ONNX file", hint="--precision fp16")
     progress("exporting in bfloat16", None, None)
@@ -132,7 +137,10 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             path = Path(scratch) / "newer.onnx"
             _save(newer, path, large)
         progress("preparing the graph for quantisation", None, None)
-        quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
+        try:
+            quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
+        except Exception:  # its symbolic inference fails on some graphs; where all sizes are known ONNX's own will do
+            quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=True)
         sets = _calibration(source, request)
         kind = quantization.QuantType.QFLOAT8E4M3FN if float8 else quantization.QuantType.QInt8
         quantization.quantize_static(
@@ -144,6 +152,8 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             activation_type=kind,
             weight_type=kind,
             calibrate_method=_method(quantization.CalibrationMethod, request),
+            nodes_to_exclude=[*request.keep, *masking_nodes(prepared)],
+            calibration_cache_path=request.ranges,
             use_external_data_format=large,
             # Symmetric, and biases left in float: what every backend reads, TensorRT among them.
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},

@@ -6,18 +6,14 @@ import os
 import shutil
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import psutil
 
-from harness import environment, nvml
+from harness import doctor_cpu, environment, nvml
+from harness.finding import Finding
 from harness.gpu import SLOWDOWNS
 from harness.measure import now_ns
 from harness.paths import cache_root
-
-Level = Literal["good", "warn"]
 
 BUSY_LOAD_PER_CORE = 0.1
 FREE_MEMORY_BYTES = 4 << 30
@@ -29,25 +25,18 @@ SPIN_SECONDS = 0.5
 SPIN_SPREAD = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was looked at: what was found, in figures, and what to do about it."""
+def examine(*, spin: bool = True, cpus: frozenset[int] = frozenset()) -> list[Finding]:
+    """Look at everything that disturbs measurements; `spin` adds half a second of measuring the clock itself.
 
-    what: str
-    level: Level
-    figure: str
-    advice: str = ""
-
-
-def examine(*, spin: bool = True) -> list[Finding]:
-    """Look at everything that disturbs measurements; `spin` adds half a second of measuring the clock itself."""
+    `cpus` are those that workers will be tied to, if any.
+    """
     checks: list[Callable[[], Finding | None]] = [
-        _load, _governor, _turbo, _smt, _memory, _swap, _steal, _throttling, _container, _battery, _disk, _gpus,
-        _gpu_clocks, _gpu_processes,
+        _memory, _swap, _steal, _container, _battery, _disk, _gpus, _gpu_clocks, _gpu_processes, doctor_cpu.energy,
     ]  # fmt: skip
     if spin:
         checks.append(_spin)
-    return [finding for check in checks if (finding := check()) is not None]
+    seen = [_load(), *doctor_cpu.clock(), *doctor_cpu.placement(cpus)]
+    return seen + [finding for check in checks if (finding := check()) is not None]
 
 
 def advice(findings: list[Finding]) -> list[str]:
@@ -63,46 +52,6 @@ def _load() -> Finding:
         level="warn" if busy else "good",
         figure=f"{load:.2f} runnable processes on {cores} cores (1-minute average)",
         advice="Stop other programs before measuring." if busy else "",
-    )
-
-
-def _governor() -> Finding | None:
-    governor = environment.governor()
-    if governor is None:
-        return None
-    good = governor == "performance"
-    return Finding(
-        what="CPU governor",
-        level="good" if good else "warn",
-        figure=governor,
-        advice="" if good else "sudo cpupower frequency-set -g performance",
-    )
-
-
-def _turbo() -> Finding | None:
-    for path, on in (
-        ("/sys/devices/system/cpu/intel_pstate/no_turbo", "0"),
-        ("/sys/devices/system/cpu/cpufreq/boost", "1"),
-    ):
-        text = _read(path)
-        if text is not None:
-            return Finding(
-                what="turbo",
-                level="warn" if text == on else "good",
-                figure="on: the clock depends on temperature and on how many cores work" if text == on else "off",
-                advice=f"For steady clocks: echo {1 - int(on)} | sudo tee {path}" if text == on else "",
-            )
-    return None
-
-
-def _smt() -> Finding | None:
-    text = _read("/sys/devices/system/cpu/smt/active")
-    if text is None:
-        return None
-    return Finding(
-        what="SMT",
-        level="good",
-        figure="on: two threads share a core; --threads defaults to physical cores" if text == "1" else "off",
     )
 
 
@@ -138,22 +87,6 @@ def _steal() -> Finding | None:
         level="warn" if share > STEAL_SHARE else "good",
         figure=f"{share:.1%} of CPU time since boot went to other virtual machines",
         advice="Expect wide intervals; use a dedicated host for fine differences." if share > STEAL_SHARE else "",
-    )
-
-
-def _throttling() -> Finding | None:
-    counts = [
-        int(text)
-        for path in Path("/sys/devices/system/cpu").glob("cpu*/thermal_throttle/core_throttle_count")
-        if (text := _read(str(path))) is not None
-    ]
-    if not counts:
-        return None
-    return Finding(
-        what="thermal throttling",
-        level="warn" if sum(counts) else "good",
-        figure=f"{sum(counts)} events since boot",
-        advice="Check the cooling." if sum(counts) else "",
     )
 
 
@@ -263,10 +196,3 @@ def _spin() -> Finding:
         figure=f"a fixed loop varies by {spread:.1%} (interquartile), its slowest run took {worst:.1f}x the median",
         advice="Differences below this need many launches; raise --launches and --budget." if noisy else "",
     )
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import socket
@@ -9,23 +10,30 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from harness import nvml
 from harness.errors import UnavailableError
 from harness.records import Environment, Project
+from harness.topology import Topology, cpu_quota
 
 LIBRARIES = (
     "torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "apache-tvm", "apache-tvm-ffi",
     "tensorrt", "tensorrt-rtx", "transformers", "diffusers", "numpy", "scipy",
 )  # fmt: skip
 CPU_FOLDER = Path("/sys/devices/system/cpu")
+TURBO_SWITCHES = {"intel_pstate/no_turbo": "0", "cpufreq/boost": "1"}
+"""Files below `CPU_FOLDER` that hold the switch, and what stands in them while turbo is on."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def describe(advice: list[str]) -> Environment:
     """Return the fingerprint of this machine; `advice` is what `harness.doctor` found."""
+    layout = Topology.read()
+    clocks = _limits_mhz("min"), _limits_mhz("max")
+    switch = turbo_switch()
     return Environment(
         cpu=cpu_model(),
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
@@ -42,18 +50,18 @@ def describe(advice: list[str]) -> Environment:
         hostname=socket.gethostname(),
         container=container(),
         advice=advice,
+        numa_nodes=len({cpu.node for cpu in layout.cpus}) if layout.shows_cores else None,
+        smt=layout.smt if layout.shows_cores else None,
+        turbo=switch[1] if switch else None,
+        min_mhz=min(clocks[0], default=None),
+        max_mhz=max(clocks[1], default=None),
+        microcode=_cpu_info("microcode"),
     )
 
 
 def cpu_model() -> str:
     """Return the processor's marketing name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    return _cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
@@ -63,9 +71,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_threads() -> int:
-    """Return one thread a physical core, no more than this process may use."""
-    return max(1, min(psutil.cpu_count(logical=False) or 1, usable_cores()))
+def default_threads(cores: int | None = None) -> int:
+    """Return one thread a physical core, no more than this process may use: of CPUs, and of their time.
+
+    `cores` is their number where the CPUs were chosen.
+    """
+    cores = cores or min(psutil.cpu_count(logical=False) or 1, usable_cores())
+    return max(1, int(min(cores, cpu_quota() or math.inf)))
 
 
 def memory_bytes() -> int:
@@ -91,6 +103,36 @@ def governor() -> str | None:
         except OSError:
             continue
     return ", ".join(sorted(found)) or None
+
+
+def turbo_switch() -> tuple[Path, bool, str] | None:
+    """Return the file that switches turbo, whether it is on, and what would switch it off; None where there is none."""
+    for name, on in TURBO_SWITCHES.items():
+        path = CPU_FOLDER / name
+        try:
+            return path, path.read_text().strip() == on, str(1 - int(on))
+        except OSError:
+            continue
+    return None
+
+
+def _limits_mhz(which: Literal["min", "max"]) -> list[float]:
+    found = []
+    for path in CPU_FOLDER.glob(f"cpu*/cpufreq/scaling_{which}_freq"):
+        try:
+            found.append(int(path.read_text()) / 1000)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _cpu_info(field: str) -> str | None:
+    """Return a field of the first processor in /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None  # not Linux
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), None)
 
 
 def container() -> str | None:

@@ -31,6 +31,7 @@ WORKER_HALF = (
     "checkpoints",
     "exporter",
     "flops",
+    "graph_cost",
     "graph_reference",
     "images",
     "inputs",
@@ -192,7 +193,7 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
             on_progress(protocol.Progress(text="checking the ONNX file against eager"))
             with launcher.start("export-check") as worker:
                 log = str(worker.log)
-                check = protocol.Check(folder=str(part), input_sets=exported.input_sets)
+                check = protocol.Check(folder=str(part), input_sets=exported.input_sets, threads=launcher.threads)
                 max_abs = worker.call(check, protocol.Checked, timeout_s=launcher.timeout_s).max_abs
     except (UsageError, StoreError, OutOfMemory) as exc:
         exc.log = exc.log or (log if isinstance(exc, OutOfMemory) else None)
@@ -221,6 +222,7 @@ def _manifest(recipe: Recipe, exported: protocol.Exported, max_abs: float | None
         weights_sha256=exported.weights_sha256,
         weights_bytes=exported.weights_bytes,
         gflop=exported.gflop,
+        least_bytes=exported.least_bytes,
         seed=recipe.seed,
         opset=exported.opset,
         task=exported.task,

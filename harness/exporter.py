@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from harness import environment, flops, inputs, protocol, registry, shapes, weights
+from harness import environment, flops, graph_cost, inputs, protocol, registry, shapes, weights
 from harness.api import GraphModel, Model
 from harness.artifact import write_tensors
 from harness.errors import ExportError
@@ -79,6 +79,7 @@ def _export_module(model: Model, request: protocol.Export, progress: OnStep) -> 
     with clock.stage("export"):
         opset = _to_onnx(module, model, request, sets[0], list(outputs), weights_bytes)
     return protocol.Exported(
+        least_bytes=graph_cost.cost(folder / "model.onnx").least_bytes,
         inputs=specs(sets[0]),
         outputs=specs(outputs),
         input_sets=len(sets),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import inputs, protocol, shapes, weights
+from harness import graph_cost, inputs, protocol, shapes, weights
 from harness.api import GraphModel
 from harness.artifact import read_tensors
 from harness.errors import ExportError
@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 """Largest relative L2 distance between an exported graph and the module that it came from."""
 
 
-def check(folder: Path, input_sets: int) -> protocol.Checked:
+def check(folder: Path, input_sets: int, threads: int) -> protocol.Checked:
     """Run the exported graph and compare with the reference outputs beside it.
 
     Runs in a process of its own: exporter, session and module together would hold the weights three times.
@@ -42,7 +42,7 @@ def check(folder: Path, input_sets: int) -> protocol.Checked:
         import onnxruntime  # noqa: F401 - asked for here, used below
     except ImportError:
         return protocol.Checked(max_abs=None)
-    session = _session(folder / "model.onnx", threads=0, what="the exported graph does not load")
+    session = open_as_it_stands(folder / "model.onnx", threads=threads, what="the exported graph does not load")
     worst_abs = worst_l2 = 0.0
     for index in range(input_sets):
         results = _run(session, read_tensors(folder / f"inputs-{index}.safetensors"))
@@ -91,6 +91,7 @@ def export_graph(
     outputs, deterministic = _references(folder, request, sets, progress)
     graph = onnx.load(folder / "model.onnx", load_external_data=False)
     sizes = [_elements(tensor) for tensor in graph.graph.initializer]
+    costs = graph_cost.cost(folder / "model.onnx")
     return protocol.Exported(
         inputs=specs(sets[0]),
         outputs=specs(outputs),
@@ -101,6 +102,8 @@ def export_graph(
         reference=f"ONNX Runtime {runtime.__version__} without graph optimisation",
         weights=OWN,
         weights_bytes=sum(count * itemsize for count, itemsize, _ in sizes),
+        gflop=costs.gflop,
+        least_bytes=costs.least_bytes,
         parameters=sum(count for count, _, floating in sizes if floating),
         opset=next((int(entry.version) for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 1),
         task=model.task,
@@ -117,7 +120,9 @@ def export_graph(
 def _references(
     folder: Path, request: protocol.Export, sets: inputs.Sets, progress: Callable[[str, int | None, int | None], None]
 ) -> tuple[dict[str, np.ndarray], bool]:
-    session = _session(folder / "model.onnx", threads=request.threads, what="ONNX Runtime cannot load the file")
+    session = open_as_it_stands(
+        folder / "model.onnx", threads=request.threads, what="ONNX Runtime cannot load the file"
+    )
     for output in session.get_outputs():
         if output.type not in COMPARED:
             raise ExportError(f"output '{output.name}' is {output.type}, which cannot be compared")
@@ -156,12 +161,17 @@ def _runtime() -> Any:  # the module, which is not typed
     return onnxruntime
 
 
-def _session(path: Path, *, threads: int, what: str) -> Any:  # onnxruntime's InferenceSession, which is not typed
+def open_as_it_stands(path: Path, *, threads: int, what: str) -> Any:  # an InferenceSession, which is not typed
+    """Return a session that runs every node of a graph as the file says it.
+
+    Raises:
+        ExportError: ONNX Runtime cannot load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads  # without a number it also ties each thread to a CPU of its own choice
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # ONNX Runtime raises many kinds; all mean that it cannot run this graph

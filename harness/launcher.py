@@ -21,9 +21,10 @@ from typing import TypeVar
 import msgspec
 import psutil
 
-from harness import protocol
+from harness import pinning, protocol
 from harness.errors import (
     BY_STATUS,
+    FallbackError,
     HarnessError,
     OutOfMemory,
     RunError,
@@ -32,7 +33,9 @@ from harness.errors import (
     UsageError,
     WorkerCrashed,
 )
+from harness.logs import log_tail
 from harness.paths import FREE_SPACE
+from harness.topology import as_list
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 OnProgress = Callable[[protocol.Progress], None]
@@ -44,7 +47,6 @@ WATCH_EVERY_S = 0.2
 CLOSE_WITHIN_S = 10.0
 KILLED_WITHIN_S = 1.0
 KILL_LOOKS = 5
-LOG_TAIL_BYTES = 4000
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -52,13 +54,21 @@ class Worker:
     """The parent's handle of one worker process. A context manager; leaving it ends the whole process tree."""
 
     def __init__(
-        self, *, python: str, log: Path, environment: Mapping[str, str], threads: int, memory_limit_bytes: int
+        self,
+        *,
+        python: str,
+        log: Path,
+        environment: Mapping[str, str],
+        threads: int,
+        memory_limit_bytes: int,
+        cpus: frozenset[int] = frozenset(),
     ) -> None:
         self.log = log
         self.peak_bytes = 0
         self.killed = False
         """Whether we ended it on purpose: that it died then is nobody's failure."""
         self._limit = memory_limit_bytes
+        self._cpus = cpus
         self._mark = uuid.uuid4().hex
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +83,7 @@ class Worker:
         self._requests: int | None = requests_write
         self._replies, replies_write = os.pipe()
         try:
-            with sink:
+            with sink, pinning.inherited(cpus):
                 self._process = subprocess.Popen(
                     [python, str(BOOT), str(requests_read), str(replies_write)],
                     stdin=subprocess.DEVNULL,
@@ -104,8 +114,9 @@ class Worker:
         self.close(kindly=kind is None)
 
     def _environment(self, extra: Mapping[str, str], threads: int) -> dict[str, str]:
+        elsewhere = pinning.OWN_WILL if self._cpus else ()
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in elsewhere},
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
             "PYTHONUNBUFFERED": "1",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the driver's tools count: `cuda:0` is the card that is watched
@@ -217,6 +228,22 @@ class Worker:
         except psutil.Error:
             return 0
         return total
+
+    def check_cpus(self) -> None:
+        """Make sure that the worker and all processes below it keep to the CPUs that they were given, if any.
+
+        Raises:
+            FallbackError: Some thread may run elsewhere: a library placed it by itself.
+        """
+        if not self._cpus:
+            return
+        with suppress(psutil.Error):  # it died; the next call says so
+            family = [self._watched.pid, *(child.pid for child in self._watched.children(recursive=True))]
+            if strays := pinning.strayed(family, self._cpus):
+                raise FallbackError(
+                    f"a thread of the worker may run on CPUs {as_list(strays)}, outside --cpus {as_list(self._cpus)}",
+                    hint="a library places its threads by itself; leave out the option or variable that makes it do so",
+                )
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that the worker itself has used so far."""
@@ -349,31 +376,29 @@ class Worker:
         return log_tail(self.log)
 
 
-def log_tail(path: Path) -> str:
-    """Return the last lines of a log file, at most 4 kB."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - LOG_TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 class Launcher:
-    """Starts workers with one interpreter, one thread count and one memory limit.
+    """Starts workers with one interpreter, one thread count, one memory limit and one set of CPUs.
 
     A context manager: whatever ends the block, no worker that it started outlives it.
     """
 
     def __init__(
-        self, *, logs: Path, threads: int, memory_limit_bytes: int, timeout_s: float, python: str | None = None
+        self,
+        *,
+        logs: Path,
+        threads: int,
+        memory_limit_bytes: int,
+        timeout_s: float,
+        python: str | None = None,
+        cpus: frozenset[int] = frozenset(),
     ) -> None:
+        """Take what all workers share; no `cpus` means that they may run wherever this process may."""
         self.logs = logs
         self.threads = threads
         self.memory_limit_bytes = memory_limit_bytes
         self.timeout_s = timeout_s
         self.python = python or sys.executable
+        self.cpus = cpus
         self._workers: list[Worker] = []
         self._starting = threading.Lock()
 
@@ -397,6 +422,7 @@ class Launcher:
             environment=environment or {},
             threads=threads or self.threads,
             memory_limit_bytes=self.memory_limit_bytes,
+            cpus=self.cpus,
         )
         with self._starting:  # several devices may be measured at the same time
             self._workers = [known for known in self._workers if not known.closed]

@@ -13,6 +13,7 @@ import msgspec
 import psutil
 
 from harness import drift, environment, nvml
+from harness.agreement import TaskJudge
 from harness.artifact import Artifact, read_tensors, sha256
 from harness.compiling import Compiled
 from harness.grouping import Memory, control_is_the_trouble, plan_groups
@@ -210,10 +211,13 @@ class Measuring:
         if known == digest:
             return case  # bit for bit what was judged in an earlier launch
         rows: list[OutputDrift] = []
+        task = TaskJudge(artifact.manifest.task)
         for index, path in sorted(outputs.items()):
+            candidate, reference = read_tensors(path), artifact.reference(index)
+            task.add(candidate, reference)
             rows += drift.judge(
-                read_tensors(path),
-                reference=artifact.reference(index),
+                candidate,
+                reference=reference,
                 golden=artifact.golden(index),
                 input_set=index,
                 precision=case.precision,
@@ -222,13 +226,14 @@ class Measuring:
         if known is not None and all(row.passed for row in rows) and not all(row.passed for row in case.drift):
             return case  # one launch that drifted is enough
         bad = next((row for row in rows if not row.passed), None)
+        case = msgspec.structs.replace(case, drift=rows, agreement=task.agreements(), outputs_sha256=digest)
+        if task.lacks:
+            self._page.note(task.lacks)
         if bad is None:
-            return msgspec.structs.replace(case, status="ok", drift=rows, outputs_sha256=digest)
+            return msgspec.structs.replace(case, status="ok")
         return msgspec.structs.replace(
             case,
             status="drifted",
-            drift=rows,
-            outputs_sha256=digest,
             failure=Failure(stage="judge", message=f"output '{bad.output}', input set {bad.input_set}: {bad.reason}"),
         )
 

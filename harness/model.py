@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
+Task = Literal["classification", "detection", "embedding", "tokens", "image", "latent", "tensor"]
+
+
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options that a model takes: `--model NAME:key=value`. A model adds its own as fields with a description."""
 
@@ -69,10 +72,15 @@ class Preprocessing:
 class Model(ABC):
     """What an export needs of a model, reference or the user's own. Only workers build one."""
 
-    task: Literal["classification", "tensor"] = "tensor"
-    """How outputs are judged beyond their elements: `classification` adds top-1 and top-5 agreement."""
+    task: Task = "tensor"
+    """How outputs are judged beyond their elements; see `harness.agreement`. `tensor`: not at all."""
     preprocessing: Preprocessing | None = None
     """For `--inputs` with images; None where the model takes none."""
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The `tokenizer.json` that makes the model's input ids of text; None where there is none here."""
+        return None
 
     @property
     @abstractmethod
@@ -145,6 +153,8 @@ class ReferenceModel(Model):
     """The command that brings them."""
     public: PublicWeights | None = None
     """Trained weights that load key for key; of a toy size there are none."""
+    default_weights: ClassVar[Literal["seeded", "pretrained"]] = "seeded"
+    """What it has unless the user says otherwise."""
     parameters: int
     """Number of trainable parameters with these options; a test checks it against the built module."""
     gflop: float
@@ -154,6 +164,11 @@ class ReferenceModel(Model):
 
     def __init__(self, options: ModelOptions | None = None) -> None:
         self.options = options or self.Options()
+
+    @property
+    def trained(self) -> bool:
+        """Whether trained weights can be had: published ones, or those that `load_public()` makes."""
+        return self.public is not None
 
     def load_public(self, dims: Mapping[str, int]) -> torch.nn.Module:
         """Return the module with its trained weights: by default `public`'s file, loaded key for key.

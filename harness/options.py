@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.parameters import Whole
+from harness.parameters import Amount, Whole
+
+DEFAULT_OUT = "results"
+
+seed = click.option(
+    "--seed",
+    type=Whole(0, (1 << 32) - 1),
+    default=0,
+    show_default=True,
+    help="Seed of weights, inputs and round order.",
+)
+threads = click.option(
+    "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
+)
+cpus = click.option("--cpus", metavar="LIST", help="CPUs of the workers: 0-3,8, physical, physical:4, node0, ...")
+opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
+input_sets = click.option(
+    "--input-sets",
+    type=Whole(1, 64),
+    default=4,
+    show_default=True,
+    help="Sets of inputs that outputs are judged on; fewer for models that take minutes.",
+)
+timeout = click.option(
+    "--timeout",
+    type=Amount(),
+    default=900.0,
+    show_default=True,
+    help="Seconds that one step of one case may take.",
+)
+memory_limit = click.option(
+    "--memory-limit",
+    type=Amount(),
+    default=None,
+    help="GiB that one worker may take.  [default: 85 % of this machine's]",
+)
+out = click.option(
+    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Folder that holds runs."
+)
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
+
+out = click.option(
+    "--out", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder that holds runs."
+)
 
 
 def subject(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,6 +128,29 @@ def precision(command: Callable[..., Any]) -> Callable[..., Any]:
                 default="minmax",
                 show_default=True,
                 help="How a range becomes a scale, for int8.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def labelled(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what accuracy is measured on."""
+    for add in reversed(
+        (
+            click.option(
+                "--dataset",
+                metavar="SPEC",
+                help="Labelled data that every engine is judged on after it was measured: digits, folder:PATH (images "
+                "in a sub-folder a class), coco:ANNOTATIONS.json,IMAGES, pairs:FILE.tsv (sentences and scores).",
+            ),
+            click.option(
+                "--max-samples",
+                type=Whole(1, 10_000_000),
+                default=1000,
+                show_default=True,
+                help="Samples of it to judge on; of more, so many are drawn, the same for all.",
             ),
         )
     ):

@@ -70,6 +70,7 @@ class Check(Request, frozen=True, kw_only=True):
 
     folder: str
     input_sets: int
+    threads: int
 
 
 class Convert(Request, frozen=True, kw_only=True):
@@ -84,7 +85,67 @@ class Convert(Request, frozen=True, kw_only=True):
     method: str
     weights: str
     """As in `Export`: some models tell their inputs only once they are built."""
+    keep: list[str] = []
+    """Names of nodes that stay in float32."""
+    ranges: str | None = None
+    """File of ranges that an earlier calibration found, or where to leave them for the next."""
     folder: str
+
+
+class Survey(Request, frozen=True, kw_only=True):
+    """Describe the tensors that an artifact's graph and its form in another precision have in common."""
+
+    source: str
+    """Folder of the artifact that holds the float32 graph and the inputs."""
+    graph: str
+    """Folder of the graph that a backend compiles; it may be the same."""
+    input_set: int
+
+
+class ListNarrow(Request, frozen=True, kw_only=True):
+    """List the nodes that a converted graph does not compute in float32."""
+
+    source: str
+    graph: str
+
+
+class Cut(Request, frozen=True, kw_only=True):
+    """Write a part of a graph as an artifact of its own, with float32 inputs and reference outputs."""
+
+    source: str
+    graph: str
+    input_set: int
+    inputs: list[str] = []
+    """Tensors at which the graph is cut off: they become inputs and get the reference's values."""
+    outputs: list[str]
+    whole: bool = False
+    """Keep the graph's own outputs beside `outputs`, and all that they need."""
+    folder: str
+
+
+class Screen(Request, frozen=True, kw_only=True):
+    """Read the samples of a labelled data set once, without running anything."""
+
+    dataset: str
+    artifact: str
+    """Folder of the artifact whose inputs they become."""
+    most: int
+
+
+class Evaluate(Request, frozen=True, kw_only=True):
+    """Run samples of a labelled data set through the loaded session and write its answers to `path`."""
+
+    dataset: str
+    samples: list[int]
+    path: str
+
+
+class Rates(Request, frozen=True, kw_only=True):
+    """Measure how fast a device multiplies matrices and moves memory."""
+
+    device: str
+    precisions: list[str]
+    threads: int
 
 
 class Import(Request, frozen=True, kw_only=True):
@@ -132,7 +193,26 @@ class Sample(Request, frozen=True, kw_only=True):
     min_seconds: float
 
 
-AnyRequest = Probe | Export | Check | Convert | Import | Compile | Load | RunOnce | Outputs | Save | WarmUp | Sample
+AnyRequest = (
+    Probe
+    | Export
+    | Check
+    | Convert
+    | Survey
+    | Screen
+    | Evaluate
+    | ListNarrow
+    | Cut
+    | Rates
+    | Import
+    | Compile
+    | Load
+    | RunOnce
+    | Outputs
+    | Save
+    | WarmUp
+    | Sample
+)
 
 
 class Probed(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,6 +239,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str | None = None
     weights_bytes: int
     gflop: float | None = None
+    least_bytes: int | None = None
     parameters: int
     opset: int
     task: str
@@ -179,6 +260,21 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     max_abs: float | None
 
 
+class Rated(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Rates`."""
+
+    matrix: dict[str, float]
+    """Precision -> operations a second."""
+    memory: list[tuple[int, float]]
+    """Working set in bytes -> bytes a second."""
+    refused: dict[str, str]
+    """Precision -> why the device does not multiply in it."""
+    device_name: str | None = None
+    """The GPU's; None on a CPU."""
+    version: str
+    """torch's."""
+
+
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `Convert`."""
 
@@ -186,6 +282,59 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     notes: list[str] = []
     versions: dict[str, str] = {}
+
+
+class SharedTensor(msgspec.Struct, frozen=True, kw_only=True):
+    """A floating-point tensor that both graphs compute under one name, and what the reference says of it."""
+
+    name: str
+    node: str
+    """Name of the node that computes it in the compiled graph; a cast or a quantisation is looked through."""
+    op: str
+    position: int
+    """Of that node among all, in the order of the file."""
+    parents: list[str]
+    """The nearest such tensors, and inputs of the graph, that it is computed from."""
+    shape: list[int]
+    low: float | None
+    """Smallest and largest finite value, None where there is none."""
+    high: float | None
+    nan_count: int
+    inf_count: int
+
+
+class Surveyed(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Survey`: tensors in topological order, the graph's own outputs among them."""
+
+    tensors: list[SharedTensor]
+    outputs: list[str]
+    nodes: int
+    deterministic: bool
+    """Whether two runs of the reference agreed in every tensor."""
+    closed: list[str]
+    """Nodes that hold graphs of their own, such as loops, which are not looked into."""
+
+
+class NarrowNodes(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `ListNarrow`: names and operators in the order of the file."""
+
+    nodes: list[tuple[str, str]]
+    nameless: int
+    """Such nodes without a name, which cannot be kept in float32 by it."""
+
+
+class WasCut(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Cut`: the artifact is written."""
+
+    nodes: int
+
+
+class Screened(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Screen`."""
+
+    sound: list[int]
+    broken: dict[int, str]
+    """Sample -> what is wrong with it."""
 
 
 class Imported(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,7 +365,7 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `Outputs`: the file is there."""
+    """Answer to `Outputs` and `Evaluate`: the file is there."""
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,5 +131,5 @@ def _tables(launches: list[Launch], cases: Sequence[str]) -> Floats:
     for row, case in enumerate(cases):
         for index, window in visits(launches, case, "compute").windows:
             column = rounds[index].index(window.round)
-            tables[index, row, column] = math.log(max(float(np.median(window.samples_ns)), 1.0))
+            tables[index, row, column] = math.log(max(statistics.median(window.samples_ns), 1.0))
     return tables

@@ -9,6 +9,10 @@ from typing import Literal
 
 import msgspec
 
+from harness.accuracy import Accuracy as Accuracy
+from harness.accuracy import Agreement as Agreement
+from harness.accuracy import Failure as Failure
+from harness.accuracy import Paired as Paired
 from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 
@@ -34,19 +38,6 @@ Scalar = str | int | float | bool | None
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records: frozen, keyword-only."""
-
-
-class Failure(Record, frozen=True, kw_only=True):
-    """Why a case has no number, or why its number is not to be trusted."""
-
-    stage: str
-    """`probe`, `import`, `compile`, `first run`, `save`, `warm load`, `measure`, `judge`."""
-    message: str
-    hint: str | None = None
-    log: str | None = None
-    """The log file, relative to the run's folder."""
-    log_tail: str = ""
-    traceback: str = ""
 
 
 class OutputDrift(Record, frozen=True, kw_only=True):
@@ -150,9 +141,12 @@ class Window(Record, frozen=True, kw_only=True):
     enqueue_ns: list[int] = []
     """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
     others_cpu: float | None = None
-    """Share of the machine's CPU time that went to processes outside this run while sampling, 0 to 1."""
+    """Share of the CPU time that went to processes outside this run while sampling, 0 to 1: of the whole machine's, or
+    of that of `Settings.cpu_set`."""
     mhz: float | None = None
     """CPU clock right after the slice, mean over cores."""
+    package_energy_j: float | None = None
+    """What all processor packages took while sampling, the rest of the machine's work included."""
     marks: list[str] = []
     """What disturbed this window: `busy machine`."""
     gpu: GpuWindow | None = None
@@ -238,6 +232,10 @@ class Case(Record, frozen=True, kw_only=True):
     builds: list[Build] = []
     """All builds, the first of which the fields above describe; empty where there is only one."""
     drift: list[OutputDrift] = []
+    agreement: list[Agreement] = []
+    """Over all input sets together, the most telling figure of an output first."""
+    accuracy: Accuracy | None = None
+    """On the labelled data set, where there is one."""
     outputs_sha256: str | None = None
     """Digest of the outputs that `drift` was computed from; a launch with the same digest is not judged again."""
     failure: Failure | None = None
@@ -263,6 +261,15 @@ class Environment(Record, frozen=True, kw_only=True):
     container: str | None
     advice: list[str]
     """What `harness doctor` would say makes numbers noisy here."""
+    numa_nodes: int | None = None
+    """Memory nodes with CPUs. This and what follows: None where the machine does not show it."""
+    smt: bool | None = None
+    """Whether two logical CPUs share a core."""
+    turbo: bool | None = None
+    min_mhz: float | None = None
+    """Limits of the CPU clock as they are set now, over all CPUs."""
+    max_mhz: float | None = None
+    microcode: str | None = None
 
 
 class Project(Record, frozen=True, kw_only=True):
@@ -284,6 +291,8 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     parameters: int
     gflop: float | None = None
     """Of one forward pass at this shape; None where it is not known."""
+    least_bytes: int | None = None
+    """What it must move from and to memory, in float32."""
     task: str
     artifact: str
     """Content hash."""
@@ -353,6 +362,9 @@ class Settings(Record, frozen=True, kw_only=True):
     """Path of the user's own calibration inputs."""
     calibration_samples: int = 64
     calibration_method: str = "minmax"
+    dataset: str | None = None
+    """Labelled data that accuracy is measured on, in the grammar of `--dataset`, with absolute paths."""
+    max_samples: int = 1000
     devices: tuple[str, ...] = ("cpu",)
     device_chosen: bool = False
     """Whether the user named them: a backend that runs elsewhere only is then refused, else it runs there."""
@@ -376,6 +388,26 @@ class Settings(Record, frozen=True, kw_only=True):
     opset: int = 18
     cold: bool = False
     """Compile anew even where an engine of an earlier run fits."""
+    cpus: str | None = None
+    """The value of `--cpus` as it was given."""
+    cpu_set: list[int] = []
+    """The CPUs that it stood for: all workers run on them, and on no others. Empty: wherever they may."""
+
+
+class Ceiling(Record, frozen=True, kw_only=True):
+    """What one device can do at most."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    name: str
+    threads: int | None = None
+    """CPU threads; None on a GPU."""
+    matrix: dict[str, float]
+    """Precision -> operations a second in matrix products, a multiply-add counted as two."""
+    memory: list[tuple[int, float]]
+    """(working set in bytes, bytes a second), by ascending set."""
+    source: str
+    """How it is known."""
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -390,6 +422,8 @@ class Run(Record, frozen=True, kw_only=True):
     command: str
     settings: Settings
     environment: Environment
+    ceilings: list[Ceiling] = []
+    """Of its devices, as far as they were known when it started."""
     workloads: list[Workload] = []
     wall_s: float = 0.0
     notes: list[str] = []

@@ -7,7 +7,9 @@ Other people's packages add theirs through the entry points `harness.backends`, 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -47,6 +49,7 @@ MODELS = {
     "bert-base": Entry("models.bert:BertBase"),
     "bert-large": Entry("models.bert:BertLarge"),
     "conv-bn-silu": Entry("models.micro:ConvBnSilu"),
+    "digits": Entry("models.digits:Digits"),
     "gemm": Entry("models.micro:Gemm"),
     "layernorm-sigmoid": Entry("models.micro:LayerNormSigmoid"),
     "llama-decode": Entry("models.llama:LlamaDecode"),
@@ -109,10 +112,15 @@ VIEWS = {
     "listing": Entry("reports.tracking:listing"),
 }
 """How the history is shown: functions that return text."""
+ADVICE = Entry("reports.recommendation:render")
+"""How a recommendation is shown."""
 
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
+    "html": Entry("reports.html:Html", "pip install 'harness[plots]'"),
     "json": Entry("reports.json:Json"),
+    "junit": Entry("reports.junit:Junit"),
+    "latex": Entry("reports.latex:Latex"),
     "markdown": Entry("reports.markdown:Markdown"),
     "terminal": Entry("reports.terminal:Terminal"),
 }
@@ -164,6 +172,11 @@ def model(spec: ModelSpec) -> Model:
     return own(spec)
 
 
+def default_weights(spec: ModelSpec) -> str:
+    """Return the weights of a model unless the user says otherwise: its own where it is the user's."""
+    return model_class(spec.name).default_weights if spec.kind == "reference" else "own"
+
+
 def suite(name: str) -> tuple[str, ...]:
     """Return the models of a suite, in the grammar of `--model`.
 
@@ -196,6 +209,11 @@ def view(name: str) -> Callable[..., str]:
     return cast("Callable[..., str]", _load("view", name, VIEWS))
 
 
+def advice_report() -> Callable[..., str]:
+    """Return what turns an `Advice` and the summary that it is drawn from into text."""
+    return cast("Callable[..., str]", _load("table", "advice", {"advice": ADVICE}))
+
+
 def install_hint(name: str) -> str:
     """Return the command that installs what a backend needs, or an empty string."""
     entry = _table("backends", BACKENDS).get(name)
@@ -211,8 +229,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
 
 
 def _table(group: str, own: dict[str, Entry]) -> dict[str, Entry]:
-    found = {point.name: Entry(point.value) for point in entry_points(group=f"harness.{group}")}
-    return found | own
+    return _registered(f"harness.{group}", tuple(sys.path)) | own
+
+
+@functools.cache
+def _registered(group: str, path: tuple[str, ...]) -> dict[str, Entry]:
+    # Reads a file of every distribution on the path: once is enough, unless the path changes.
+    return {point.name: Entry(point.value) for point in entry_points(group=group)}
 
 
 def _load(kind: str, name: str, table: dict[str, Entry]) -> object:

@@ -15,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any  # psutil's records of times differ from system to system
 
 import psutil
 
-from harness import protocol
+from harness import protocol, rapl, topology
 from harness.environment import usable_cores
 from harness.errors import FallbackError, HarnessError
-from harness.launcher import Launcher, Worker, log_tail
+from harness.launcher import Launcher, Worker
+from harness.logs import log_tail
 from harness.measure import SLOW_ITERATION_SECONDS, VERY_SLOW_ITERATION_SECONDS, Boundary, now_ns
 from harness.records import CONTROL, Failure, GpuWindow, Launch, Sitting, Window
 from harness.refusals import refuse_elsewhere
@@ -204,7 +206,7 @@ def _load_all(
     say(f"launch {index + 1}: loading {len(seats)} workers")
     # Started from this thread: a worker dies with the thread that started it.
     seated.extend(_start(seat, launcher, watches, index, alone=False) for seat in seats)
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(len(launcher.cpus) or usable_cores()) as pool:
         loads = [pool.submit(_load, one, launcher, errors) for one in seated]
         try:
             for load in loads:
@@ -256,6 +258,7 @@ def _warm_up_all(
             warmed = one.worker.call(protocol.WarmUp(), protocol.Samples, timeout_s=launcher.timeout_s)
             one.warm_up_ns = warmed.durations_ns
             one.worker.note_peak()
+            one.worker.check_cpus()  # by now its libraries have all their threads
             one.worker.stop()
 
 
@@ -296,7 +299,8 @@ def _visit(
     into: list[Window] | None = None,
 ) -> None:
     with one.gpu.record() if one.gpu else nullcontext() as recording:
-        watch = _OthersWatch(one.worker)
+        watch = _OthersWatch(one.worker, launcher.cpus)
+        meter = rapl.Meter()
         asked = now_ns()
         samples = one.worker.call(
             protocol.Sample(boundary=boundary, min_iterations=1, min_seconds=schedule.slice_s),
@@ -304,6 +308,7 @@ def _visit(
             timeout_s=launcher.timeout_s,
             watch=False,
         )
+        joules = meter.joules()
         others = watch.share()
     marks = ["busy machine"] if others is not None and others > BUSY_SHARE else []
     frequency = psutil.cpu_freq()
@@ -317,6 +322,7 @@ def _visit(
             enqueue_ns=samples.enqueue_ns,
             others_cpu=others,
             mhz=round(frequency.current, 1) if frequency else None,
+            package_energy_j=joules,
             marks=marks,
             gpu=one.watched(recording, samples.durations_ns) if recording else None,
         )
@@ -391,12 +397,13 @@ def describe(error: HarnessError, stage: str, log: Path | None) -> Failure:
 class _OthersWatch:
     """CPU time that went to processes outside one worker, from the kernel's counters."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, cpus: frozenset[int]) -> None:
         self._worker = worker
+        self._cpus = cpus
         self._before = self._read()
 
     def share(self) -> float | None:
-        """Return the share of all cores' time since the start that went to others, 0 to 1."""
+        """Return the share of the time since the start that went to others, 0 to 1: of all CPUs, or of the worker's."""
         after = self._read()
         total = after[0] - self._before[0]
         if total <= 0:
@@ -405,8 +412,17 @@ class _OthersWatch:
         return round(min(1.0, max(0.0, others / total)), 3)
 
     def _read(self) -> tuple[float, float, float]:
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        # user and nice contain guest time already; counting it again would exceed the total.
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        total = idle = 0.0
+        for times in _cpu_times(self._cpus):
+            idle += times.idle + getattr(times, "iowait", 0.0)
+            # user and nice contain guest time already; counting it again would exceed the total.
+            total += sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         return total, total - idle, self._worker.cpu_seconds()
+
+
+def _cpu_times(cpus: frozenset[int]) -> list[Any]:
+    if not cpus:
+        return [psutil.cpu_times()]
+    # One entry a CPU online, in the order of their numbers, without the numbers.
+    every = zip(sorted(topology.online()), psutil.cpu_times(percpu=True), strict=False)
+    return [times for number, times in every if number in cpus]

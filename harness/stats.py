@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from harness.summary import Estimate
 
@@ -160,7 +160,7 @@ def contrast(tables: Floats, builds: Sequence[int] | None = None) -> Contrasts:
     moderated = (PRIOR_FREEDOM * expected + squares) / (PRIOR_FREEDOM + own)
     freedom = np.where(total[..., None] > 0, PRIOR_FREEDOM + own, fit.freedom.sum((-1, -2))[..., None])
     spread = np.sqrt(np.maximum(moderated, RESOLUTION**2) / divisor)
-    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, np.where(freedom > 0, freedom, np.nan))
+    quantile = scipy.special.stdtrit(np.where(freedom > 0, freedom, np.nan), (1 + CONFIDENCE) / 2)
     measured = launches > 0
     half_width = quantile * spread
     build_sd = np.full(mean.shape, np.nan)
@@ -275,8 +275,8 @@ def percentile(ordered: Floats, q: float) -> Estimate | None:
     """
     count = len(ordered)
     tail = (1 - PERCENTILE_CONFIDENCE) / 2
-    low = int(scipy.stats.binom.ppf(tail, count, q)) if count else 0
-    high = int(scipy.stats.binom.ppf(1 - tail, count, q)) + 1 if count else 1
+    low = _binomial_quantile(tail, count, q) if count else 0
+    high = _binomial_quantile(1 - tail, count, q) + 1 if count else 1
     if low < 1 or high > count:
         return None
     return Estimate(value=float(np.quantile(ordered, q)), low=float(ordered[low - 1]), high=float(ordered[high - 1]))
@@ -285,6 +285,15 @@ def percentile(ordered: Floats, q: float) -> Estimate | None:
 def variation(samples: Floats) -> float:
     """Return the coefficient of variation: sample standard deviation over mean; 0 for a single sample."""
     return float(np.std(samples, ddof=1) / np.mean(samples)) if len(samples) > 1 else 0.0
+
+
+def _binomial_quantile(share: float, count: int, q: float) -> int:
+    """Return the smallest number k with P(B <= k) of at least `share` for B binomial(count, q).
+
+    As scipy.stats has it, whose import takes longer than all the rest of a command's start.
+    """
+    found = int(np.ceil(scipy.special.bdtrik(share, count, q)))
+    return found - 1 if found and scipy.special.bdtr(found - 1, count, q) >= share else found
 
 
 def _weighted_fit(values: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -7,7 +7,7 @@ import math
 import msgspec
 import numpy as np
 
-from harness import closing, composing, drift, gpu_figures, ratios, stats, suite, sweeps
+from harness import closing, composing, drift, gpu_figures, ratios, roofline, stats, suite, sweeps
 from harness.cautions import cautions, off_device
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
@@ -24,7 +24,7 @@ def summarize(run: Run) -> RunSummary:
     another. Those in which the GPU was slowed or shared are left out, because the card itself was another one then; see
     `ratios.visits`.
     """
-    workloads = [of_workload(workload, run.settings) for workload in run.workloads]
+    workloads = [roofline.with_limits(of_workload(workload, run.settings), run.ceilings) for workload in run.workloads]
     summary = RunSummary(
         run=run,
         workloads=workloads,
@@ -127,7 +127,15 @@ def _row(case: Case, workload: Workload, comparison: Comparison | None) -> CaseS
         disturbed=gpu_figures.added([one.disturbed for one in every]),
         energy=gpu_figures.energy(sittings),
         device_memory=gpu_figures.device_memory(sittings),
+        package_energy_per_inference_j=_package_energy(compute) if case.device == "cpu" else None,
     )
+
+
+def _package_energy(seen: ratios.Visits) -> float | None:
+    measured = [window for _, window in seen.windows if window.package_energy_j is not None]
+    iterations = sum(len(window.samples_ns) for window in measured)
+    joules = sum(window.package_energy_j or 0.0 for window in measured)
+    return joules / iterations if iterations else None
 
 
 def _middle(durations_ns: list[int]) -> float | None:

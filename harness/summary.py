@@ -87,6 +87,10 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     """Median time that `execute()` kept the host while the device was timed."""
     off_device: int | None = None
     """Nodes that run elsewhere than on the case's device; None where its framework cannot say."""
+    bound_by: Literal["compute", "memory"] | None = None
+    """What sets the least time that its device needs; see `harness.roofline`. None where ceilings are not known."""
+    limit_share: float | None = None
+    """That least time over the p50 of compute."""
     cautions: tuple[str, ...] = ()
     """What a reader of the numbers must know, in figures."""
     host_to_host: Latency | None
@@ -112,6 +116,8 @@ class CaseSummary(Record, frozen=True, kw_only=True):
     energy: Energy | None = None
     device_memory: DeviceMemory | None = None
     """The most of any launch, phase by phase."""
+    package_energy_per_inference_j: float | None = None
+    """What all processor packages took over the windows of compute, an iteration; None off the CPU, or unmeasured."""
 
 
 class WorkloadSummary(Record, frozen=True, kw_only=True):

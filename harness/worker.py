@@ -44,6 +44,8 @@ from harness.measure import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from harness.datasets import Dataset
+
 
 NO_EVENTS = "the device's own time was not measured, because cuda-bindings is missing: pip install cuda-bindings"
 
@@ -59,6 +61,7 @@ class Worker:
         self._bound = False
         self._device_index = 0
         self._timer: DeviceTimer | None = None
+        self._dataset: Dataset | None = None
 
     def handle(self, request: protocol.AnyRequest) -> msgspec.Struct:
         """Carry out a request and return its answer."""
@@ -76,12 +79,50 @@ class Worker:
     def _check(self, request: protocol.Check) -> protocol.Checked:
         from harness.graph_reference import check
 
-        return check(Path(request.folder), request.input_sets)
+        return check(Path(request.folder), request.input_sets, request.threads)
 
     def _convert(self, request: protocol.Convert) -> protocol.Converted:
         from harness.converter import convert
 
         return convert(request, self._progress)
+
+    def _survey(self, request: protocol.Survey) -> protocol.Surveyed:
+        from harness.graph_cuts import survey
+
+        return survey(request)
+
+    def _listnarrow(self, request: protocol.ListNarrow) -> protocol.NarrowNodes:
+        from harness.graph_cuts import list_narrow
+
+        return list_narrow(request)
+
+    def _cut(self, request: protocol.Cut) -> protocol.WasCut:
+        from harness.graph_cuts import cut
+
+        return cut(request)
+
+    def _screen(self, request: protocol.Screen) -> protocol.Screened:
+        from harness.evaluator import screen
+
+        sound, broken = screen(request.dataset, Artifact.open(Path(request.artifact)), request.most, self._progress)
+        return protocol.Screened(sound=sound, broken=broken)
+
+    def _evaluate(self, request: protocol.Evaluate) -> protocol.Written:
+        from harness.datasets import open_dataset
+        from harness.evaluator import evaluate
+
+        session, artifact = self._opened()
+        if self._dataset is None or self._dataset.text != request.dataset:
+            self._dataset = open_dataset(request.dataset)
+            self._dataset.refuse_artifact(artifact.manifest)
+        answers = evaluate(self._dataset, session, artifact, request.samples)
+        write_tensors(Path(request.path), {"answers": answers})
+        return protocol.Written()
+
+    def _rates(self, request: protocol.Rates) -> protocol.Rated:
+        from harness.rates import measure
+
+        return measure(request)
 
     def _import(self, request: protocol.Import) -> protocol.Imported:
         backend = registry.backend(request.backend)

@@ -41,6 +41,7 @@ class Bert(ReferenceModel):
     """What the family shares."""
 
     tags = ("nlp", "transformer")
+    task = "embedding"
     dims: ClassVar[Mapping[str, int]] = {"batch": 1, "sequence": 128}
     Options = BertOptions
     options: BertOptions
@@ -248,9 +249,14 @@ class MiniLML6(Bert):
         label = f"pretrained {self.public.repository} ({self.public.file})"
         return weights.Provenance(label, found.sha256 if found else None, [])
 
-    def _packaged(self) -> Path | None:
-        """Return the weights' file in the package; None without the package, or for a toy."""
+    @property
+    def tokenizer(self) -> Path | None:
+        """The package carries it beside the weights."""
+        return self._packaged("tokenizer.json")
+
+    def _packaged(self, name: str = "model.safetensors") -> Path | None:
+        """Return a file of the package, by default the weights; None without the package, or for a toy."""
         package = importlib.util.find_spec(PACKAGE) if self.public else None
         if package is None or package.origin is None:
             return None
-        return Path(package.origin).parent / "model" / "model.safetensors"
+        return Path(package.origin).parent / "model" / name

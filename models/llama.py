@@ -133,6 +133,7 @@ class _Llama(ReferenceModel):
     """What reading a prompt and decoding have in common: configuration, weights, the cache's names."""
 
     tags = ("nlp", "generation")
+    task = "tokens"
     Options = LlamaOptions
     requires = ("transformers",)
     options: LlamaOptions

@@ -121,6 +121,7 @@ class SD15TextEncoder(_Part):
 class _UNet(_Part):
     """The noise predictor: one call is one step of one image, or half a step with classifier-free guidance."""
 
+    task = "latent"
     latent: ClassVar[int]
     text: ClassVar[int]
     """Width of the text encoder's states."""
@@ -192,6 +193,7 @@ class SD21UNet(_UNet):
 class SD15VaeDecoder(_Part):
     """The autoencoder's second half, with the 1x1 convolution before it: from latent to image in [-1, 1]."""
 
+    task = "image"
     name = "sd15-vae-decoder"
     summary = "Stable Diffusion 1.5 VAE decoder, 64x64 latent to a 512x512 image"
     public = _sd15("vae/diffusion_pytorch_model.safetensors")

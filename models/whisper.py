@@ -131,6 +131,7 @@ class WhisperLargePrefill(_Whisper):
     """The decoder over its prompt: language, task and time tokens, by default four."""
 
     name = "whisper-large-prefill"
+    task = "tokens"
     summary = "Whisper large-v3 decoder: reads a prompt of 4 tokens, fills both key/value caches"
     dims: ClassVar[Mapping[str, int]] = {"batch": 1, "sequence": 4}
     half = "decoder"
@@ -162,6 +163,7 @@ class WhisperLargeDecode(_Whisper):
     """One step of the decoder: one token in, its logits and the grown cache of its own keys and values out."""
 
     name = "whisper-large-decode"
+    task = "tokens"
     summary = "Whisper large-v3 decoder: one token with a key/value cache of 128 and one of the encoder's 1500 frames"
     dims: ClassVar[Mapping[str, int]] = {"batch": 1, "past": 128}
     half = "decoder"

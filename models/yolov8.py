@@ -31,6 +31,7 @@ class YoloV8(ReferenceModel):
     """What the five sizes share."""
 
     tags = ("vision", "detection")
+    task = "detection"
     dims: ClassVar[Mapping[str, int]] = {"batch": 1, "height": 640, "width": 640}
     preprocessing = Preprocessing(height=640, width=640, resize="letterbox", resize_to=640)
     depth: ClassVar[float]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from reports.table import Emphasis, Table
 
+FOLDED = ("stages", "facts", "reference", "environment", "machine advice")
+"""Titles of sections that a format which can fold keeps closed until somebody wants them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
@@ -91,10 +94,18 @@ class Failures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """Lines to copy, with what they are."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sentence:
     """What a person would say."""
 
     text: str
 
 
-Block = Heading | Banners | Table | Legend | Plot | Timeline | Section | Failures | Sentence
+Block = Heading | Banners | Table | Legend | Plot | Timeline | Section | Failures | Code | Sentence

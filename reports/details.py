@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 
 from harness.modelspec import BATCH
 from harness.records import (
     CONTROL,
     REUSED,
+    Accuracy,
     Build,
     Case,
+    Ceiling,
     DeviceMemory,
     Failure,
     ModelInfo,
@@ -20,12 +23,14 @@ from harness.records import (
 from harness.summary import CaseSummary, GpuSummary, RunSummary, WorkloadSummary
 from reports.blocks import Line, Problem, Section
 from reports.formatting import (
+    agreed,
     clean,
     clean_lines,
     counted,
     duration,
     listed,
     percent,
+    points,
     ratio,
     scientific,
     shorten,
@@ -38,6 +43,8 @@ from reports.values import worst
 
 LOG_LINES = 8
 REASON_CHARACTERS = 600
+TYPICAL_AT_LEAST = 3
+"""Input sets from which on their median says more than the worst of them."""
 HASH_CHARACTERS = 12
 WEIGHTS_CHARACTERS = 40
 
@@ -92,11 +99,23 @@ def measured(workload: WorkloadSummary, summary: RunSummary) -> Iterator[Line]:
             judged = "one launch cannot judge it"
         yield Line(label="A/A control", text=f"{found}: {judged}", emphasis="bad" if workload.suspicious else "")
     yield Line(label="sampling", text=_sampling(workload, summary.run.settings))
+    yield from _limits(workload, summary.run.ceilings)
     for gpu in workload.gpus:
         yield Line(label=clean(gpu.device), text=_gpu(gpu))
         if gpu.dropped_windows:
             text = f"{gpu.dropped_windows} of {gpu.windows} windows on {gpu.device}: {_counts(gpu.dropped)}"
             yield Line(label="dropped", text=clean(text), emphasis="bad")
+
+
+def _limits(workload: WorkloadSummary, ceilings: Sequence[Ceiling]) -> Iterator[Line]:
+    """Yield what the devices can do at most, where a case is held against it."""
+    held = {row.case.device for row in workload.rows if row.limit_share is not None}
+    for one in ceilings:
+        if one.device in held:
+            rates = [f"{precision} {significant(rate / 1e9)} GFLOP/s" for precision, rate in one.matrix.items()]
+            far = f"{significant(one.memory[-1][1] / 1e9)} GB/s from memory"
+            where = f"{one.device}, {counted(one.threads, 'thread', 'threads')}" if one.threads else one.device
+            yield Line(label="limits", text=clean(f"{where}: {', '.join(rates)}, {far}; {one.source}"))
 
 
 def reference(workload: WorkloadSummary, settings: Settings) -> Iterator[Line]:
@@ -127,9 +146,12 @@ def sections(workload: WorkloadSummary, settings: Settings, level: int) -> Itera
     drifts = tuple(_drift(row.case, far) for row in workload.rows if (far := worst(row)))
     yield Section(title="stages", lines=tuple(_stages(case) for case in cases if case.stages), level=level)
     yield Section(title=_distance(workload), lines=drifts, level=level)
+    accuracies = tuple(_accuracy(case, case.accuracy) for case in cases if case.accuracy)
+    yield Section(title="accuracy", lines=accuracies, level=level)
     memory = tuple(_device_memory(row.case, row.device_memory) for row in workload.rows if row.device_memory)
     yield Section(title="device memory", lines=memory, level=level)
-    yield Section(title="facts", lines=tuple(line for case in cases for line in _facts(case, settings)), level=level)
+    facts = tuple(line for row in workload.rows for line in _facts(row, settings))
+    yield Section(title="facts", lines=facts, level=level)
 
 
 def notes(workload: WorkloadSummary) -> Iterator[Line]:
@@ -259,7 +281,8 @@ def _stages(case: Case) -> Line:
     return Line(label=clean(case.id), text=clean(text))
 
 
-def _facts(case: Case, settings: Settings) -> Iterator[Line]:
+def _facts(row: CaseSummary, settings: Settings) -> Iterator[Line]:
+    case = row.case
     facts = [f"{name.replace('_', ' ')} {word(value)}" for name, value in case.facts.items() if name != REUSED]
     if case.threads != settings.threads:
         facts.append(f"threads {case.threads}")
@@ -267,6 +290,9 @@ def _facts(case: Case, settings: Settings) -> Iterator[Line]:
         facts.append("nodes " + ", ".join(f"{count} on {where}" for where, count in case.placement.items()))
     if case.builds:
         facts.append(_builds(case.builds))
+    if row.package_energy_per_inference_j is not None:
+        energy = significant(row.package_energy_per_inference_j * 1e3)
+        facts.append(f"energy of the whole processor {energy} mJ an inference")
     if facts:
         yield Line(label=clean(case.id), text=clean(", ".join(facts)))
 
@@ -292,11 +318,37 @@ def _drift(case: Case, drift: OutputDrift) -> Line:
     parts += [f"{name} {scientific(value)}" for name, value in numbers.items() if value is not None]
     if drift.nan_count or drift.inf_count:
         parts.append(f"{drift.nan_count} NaN, {drift.inf_count} Inf of {drift.elements}")
+    parts += _typical(case, drift)
+    parts += [f"{agreed(one)} over {one.items}" for one in case.agreement]
     agreement = [one.top1_agreement for one in case.drift if one.top1_agreement is not None]
-    if agreement:
+    if agreement and not case.agreement:
         parts.append(f"top-1 agreement at least {percent(min(agreement))}")
     emphasis: Emphasis = "" if passed == len(case.drift) else "bad"
     return Line(label=clean(case.id), text=clean(", ".join(parts)), emphasis=emphasis)
+
+
+def _typical(case: Case, drift: OutputDrift) -> list[str]:
+    """Return the median over input sets beside the worst of them, where there are enough to have a middle."""
+    same = [one.relative_l2 for one in case.drift if one.output == drift.output and one.relative_l2 is not None]
+    if len(same) < TYPICAL_AT_LEAST or drift.relative_l2 is None:
+        return []
+    return [f"rel. L2 {scientific(drift.relative_l2)}, typically {scientific(median(same))}"]
+
+
+def _accuracy(case: Case, accuracy: Accuracy) -> Line:
+    if accuracy.failure:
+        text = f"no answers on {accuracy.dataset}: {accuracy.failure.message.splitlines()[0]}"
+        return Line(label=clean(case.id), text=clean(shorten(text, REASON_CHARACTERS)), emphasis="bad")
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in accuracy.metrics.items())
+    of = f" of {accuracy.of}" if accuracy.of != accuracy.samples else ""
+    text = f"{accuracy.dataset}: {metrics} over {accuracy.samples}{of} samples"
+    paired = accuracy.paired
+    if paired is None:
+        return Line(label=clean(case.id), text=clean(text))
+    test = f", p {significant(paired.p, 2)}" if paired.p is not None else ""
+    judged = "more than noise" if paired.decided else "within noise"
+    text += f"; {paired.metric} against {paired.against} {points(paired)} points{test}: {judged} ({paired.method})"
+    return Line(label=clean(case.id), text=clean(text), emphasis="bad" if paired.decided and paired.low < 0 else "")
 
 
 def _disturbed(row: CaseSummary, workload: WorkloadSummary) -> str:

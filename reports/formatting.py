@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 
 from harness.api import Scalar
+from harness.records import Agreement, Paired
 from harness.summary import Comparison, Estimate
 
 MISSING = "-"
@@ -39,6 +40,8 @@ MICROSECONDS = Unit("µs", 1e-6)
 
 def clean(text: str) -> str:
     """Return text from outside as one line: no escape sequences, control or invisible format characters."""
+    if text.isascii() and text.isprintable():  # nearly all text is, and reports hold tens of thousands of pieces
+        return " ".join(text.split())
     visible = (" " if char.isspace() else char for char in _ESCAPE_SEQUENCE.sub("", text))
     return " ".join("".join(char for char in visible if unicodedata.category(char) not in _UNPRINTABLE).split())
 
@@ -135,6 +138,23 @@ def ratio(estimate: Estimate) -> str:
 def verdict(comparison: Comparison) -> str:
     """Return the verdict, marked where the interval is wider than the precision that was asked for."""
     return f"{comparison.verdict} (noisy)" if comparison.noisy else comparison.verdict
+
+
+def agreed(agreement: Agreement) -> str:
+    """Return `top-1 0.9870` or `PSNR 41.3 dB`; what is not quite 1 never reads as 1."""
+    name = agreement.figure.removesuffix(" dB")
+    if agreement.value is None:
+        return f"{name} exact"
+    if name != agreement.figure:
+        return f"{name} {significant(agreement.value)} dB"
+    text = f"{agreement.value:.4f}"
+    return f"{name} >0.9999" if float(text) == 1 and agreement.value < 1 else f"{name} {text}"
+
+
+def points(paired: Paired) -> str:
+    """Return a difference of two shares with its interval in points, each a hundredth: `-0.20 [-0.81, +0.41]`."""
+    difference, low, high = (f"{100 * value:+.2f}" for value in (paired.difference, paired.low, paired.high))
+    return f"{difference} [{low}, {high}]"
 
 
 def size(count: int) -> str:

@@ -5,6 +5,7 @@
 | `schema` | version of this layout, a number that grows when a key changes its meaning or goes |
 | `run` | `id`, `created` (UTC), `state`, `harness` (version), `command`, `wall_s`, `measure_s` |
 | `settings`, `environment` | as in `run.json` |
+| `ceilings` | what the run's devices can do at most, with how that is known; empty where it is not |
 | `raw_samples` | the file in the run's folder that holds every sample: `run.json` |
 | `workloads` | one object a model and shape, described below |
 | `suite` | cases over all workloads; null where fewer than two can be taken together |
@@ -30,15 +31,19 @@ A workload has:
 | `rows` | one object a case, from fastest to slowest, then those without a number |
 | `measure_s`, `notes`, `failure`, `closing` | time spent measuring; its notes; what ended all of it; its sentence |
 
-A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set, and:
+A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set and `agreement`
+the figures of the model's task (a value of null is infinite: nothing differs), `accuracy` what it got right on the
+labelled data set (`paired` is its difference to the baseline on the same samples) or null, and:
 `is_baseline`; `compute`, `on_device` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`,
 `p99_ns`, each null or `value`, `low`, `high` in nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
 `off_device`, how many nodes run elsewhere; `cautions`, what a reader must know, in figures; `comparison` (`ratio` is
 time over the baseline's time with its 99 % interval, `verdict`, `noisy`, `build_sd`); `throughput_per_s`;
-`gflop_per_s`; `energy` of one inference (`mj`, and `by` which of a GPU's sensors) or null; `peak_bytes`;
+`gflop_per_s`; `bound_by` (`compute` or `memory`) and `limit_share` (the least time that the device needs over p50),
+null without ceilings; `energy` of one inference (`mj`, and `by` which of a GPU's sensors) or null; `peak_bytes`;
 `device_memory` (bytes by phase) or null; `launches`; `windows`, of which `marked_windows` were disturbed on the host
 and counted, `dropped_windows` on the GPU and left out; `dropped`, what disturbed those -> windows; `disturbed`, the
-same where all had to be kept; `worst_drift` (an index into `drift`).
+same where all had to be kept; `worst_drift` (an index into `drift`); `package_energy_per_inference_j` (of all
+processor packages, on a CPU).
 """
 
 from __future__ import annotations
@@ -83,6 +88,7 @@ def document(summary: RunSummary) -> dict[str, Any]:
         },
         "settings": run.settings,
         "environment": run.environment,
+        "ceilings": run.ceilings,
         "raw_samples": RAW_SAMPLES,
         "workloads": [_workload(one) for one in summary.workloads],
         "suite": summary.suite,
@@ -131,6 +137,8 @@ def _row(row: CaseSummary) -> dict[str, Any]:
         "comparison": row.comparison,
         "throughput_per_s": row.throughput,
         "gflop_per_s": row.gflop_per_s,
+        "bound_by": row.bound_by,
+        "limit_share": row.limit_share,
         "energy": row.energy,
         "peak_bytes": row.peak_bytes,
         "device_memory": row.device_memory,
@@ -141,6 +149,7 @@ def _row(row: CaseSummary) -> dict[str, Any]:
         "dropped": row.dropped,
         "disturbed": row.disturbed,
         "worst_drift": row.worst_drift,
+        "package_energy_per_inference_j": row.package_energy_per_inference_j,
     }
 
 

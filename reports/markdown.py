@@ -1,4 +1,4 @@
-"""Markdown for pull requests and issues: a GitHub table, text under it, failures folded away."""
+"""Markdown for pull requests and issues: a GitHub table, text under it, details folded away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from itertools import chain
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence, Timeline
+from reports.blocks import (
+    FOLDED,
+    Banners,
+    Block,
+    Code,
+    Failures,
+    Heading,
+    Legend,
+    Line,
+    Plot,
+    Problem,
+    Section,
+    Sentence,
+    Timeline,
+)
 from reports.page import Page, draw
 from reports.table import Cell, Column, Table
 
@@ -21,7 +35,7 @@ class Markdown(Report):
     """For pull requests, issues and wikis."""
 
     name = "markdown"
-    summary = "a GitHub table with failures folded away"
+    summary = "a GitHub table, its details folded away"
 
     def render(self, run: RunSummary, *, color: bool = False, width: int | None = None) -> str:
         """Return the document; `color` and `width` change nothing."""
@@ -62,11 +76,16 @@ def _block(block: Block) -> Iterator[str]:
             yield from map(escape, block.texts)
         case Plot() | Timeline():
             return  # the table before it holds the same numbers
+        case Section() if block.title in FOLDED:
+            lines = "\n".join(map(_item, block.lines))
+            yield f"<details><summary>{html.escape(block.title)}</summary>\n\n{lines}\n\n</details>"
         case Section():
             yield f"{'#' * block.level} {escape(block.title)}\n\n" + "\n".join(map(_item, block.lines))
         case Failures():
             yield f"{'#' * block.level} failures\n\n{_overview(block.problems)}"
             yield from ("\n\n".join(_problem(problem)) for problem in block.problems)
+        case Code():
+            yield f"{escape(block.title)}\n\n{fence(block.lines)}"
         case Sentence():
             yield f"**{escape(block.text)}**"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from harness.records import EnergySource, Run
+from harness.records import EnergySource, Environment, Run, Settings
 from harness.summary import RunSummary, WorkloadSummary
+from harness.topology import as_list
 from reports import details
 from reports.blocks import Line
 from reports.formatting import clean, counted, duration, listed, shorten, significant, size
@@ -27,7 +28,7 @@ def title(summary: RunSummary) -> str:
     what = f"suite {settings.suite}" if settings.suite else named
     count = counted(len(run.workloads), "workload", "workloads")
     threads = counted(settings.threads, "thread", "threads")
-    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads))) or "on cpu"
+    places = listed(list(dict.fromkeys(details.place(one) for one in run.workloads)) or ["on cpu"])
     return clean(f"{what} {places}: {count}, {', '.join(settings.precisions)}, {threads}")
 
 
@@ -87,6 +88,15 @@ def legend(summary: RunSummary) -> Iterator[str]:
         )
     if sources := {row.energy.by for row in rows if row.energy}:
         yield f"energy = of one inference, the whole card's, its idle power included; {_energy_from(sources)}."
+    yield from _of_limit(measured)
+
+
+def _of_limit(measured: list[WorkloadSummary]) -> Iterator[str]:
+    if any(row.limit_share is not None for one in measured for row in one.rows):
+        yield (
+            "of limit = the least time that the device needs, over p50: for the operations (bound by compute) or "
+            "for moving its weights, inputs and outputs once (bound by memory). Above 100 % something is wrong."
+        )
 
 
 def closing(summary: RunSummary) -> str:
@@ -97,7 +107,7 @@ def closing(summary: RunSummary) -> str:
 def settings(summary: RunSummary) -> Iterator[Line]:
     """Yield how all workloads were measured, and how long that took."""
     run, asked = summary.run, summary.run.settings
-    parts = [f"threads {asked.threads}"]
+    parts = [f"threads {asked.threads}", *_cpus(asked)]
     if len(summary.workloads) == 1:
         parts.append(f"batch {summary.workloads[0].workload.batch}")
         if info := summary.workloads[0].workload.info:
@@ -114,7 +124,8 @@ def environment(run: Run) -> Iterator[Line]:
     """Yield the machine and its software."""
     machine = run.environment
     cores = f"{counted(machine.cores, 'core', 'cores')}, {machine.logical_cores} logical"
-    yield Line(label="cpu", text=clean(f"{machine.cpu}, {cores}, governor {machine.governor or 'unknown'}"))
+    state = [f"governor {machine.governor or 'unknown'}", *_cpu_state(machine)]
+    yield Line(label="cpu", text=clean(f"{machine.cpu}, {cores}, {', '.join(state)}"))
     load = significant(machine.load_average, 2)
     yield Line(label="memory", text=f"{size(machine.memory_bytes)}, load average {load}")
     for gpu in machine.gpus:
@@ -127,6 +138,24 @@ def environment(run: Run) -> Iterator[Line]:
     commit = f", commit {machine.git_commit[:12]}" if machine.git_commit else ""
     yield Line(label="harness", text=clean(f"{run.harness}{commit}, run {run.id}, {run.created}"))
     yield Line(label="command", text=clean(run.command))
+
+
+def _cpus(asked: Settings) -> Iterator[str]:
+    if asked.cpus:
+        numbers = as_list(asked.cpu_set)
+        yield f"cpus {numbers}" + (f" ({asked.cpus})" if asked.cpus != numbers else "")
+
+
+def _cpu_state(machine: Environment) -> Iterator[str]:
+    if machine.numa_nodes is not None:
+        yield counted(machine.numa_nodes, "NUMA node", "NUMA nodes")
+    for name, on in (("SMT", machine.smt), ("turbo", machine.turbo)):
+        if on is not None:
+            yield f"{name} {'on' if on else 'off'}"
+    if machine.min_mhz is not None and machine.max_mhz is not None:
+        yield f"{machine.min_mhz:.0f} to {machine.max_mhz:.0f} MHz"
+    if machine.microcode:
+        yield f"microcode {machine.microcode}"
 
 
 def advice(run: Run) -> Iterator[Line]:

@@ -17,8 +17,10 @@ from reports.formatting import (
     MISSING,
     SECONDS,
     Unit,
+    agreed,
     clean,
     percent,
+    points,
     ratio,
     scientific,
     shorten,
@@ -26,7 +28,7 @@ from reports.formatting import (
     time_unit,
     verdict,
 )
-from reports.values import Values, values, worst
+from reports.values import Values, least_agreement, values, worst
 
 Emphasis = Literal["", "good", "bad", "muted"]
 
@@ -35,7 +37,11 @@ OF_VERDICT: dict[str, Emphasis] = {"FASTER": "good", "SLOWER": "bad"}
 NAME_CHARACTERS = 24
 OF_TARGET = ("case", "version", "provider", "precision", "compile_s", "engine_bytes")
 """What there is to say of a case that was compiled for an absent device, beside its peak memory and its status."""
-WHERE_APPLICABLE = ("device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj")
+OF_TASK = ("agreement", "accuracy", "accuracy_difference")
+"""What the task says of a case, where the model declares one and where there is labelled data."""
+WHERE_APPLICABLE = (
+    *OF_TASK, "device_p50_ns", "build_sd", "device_peak_bytes", "energy_mj", "limit_share", "bound_by",
+)  # fmt: skip
 """Columns that are left out where no row has a value: on a CPU nothing of the kind exists."""
 SPEED = (
     "p50_ns",
@@ -44,6 +50,8 @@ SPEED = (
     "device_p50_ns",
     "host_to_host_p50_ns",
     "throughput_per_s",
+    "limit_share",
+    "bound_by",
     "ratio",
     "build_sd",
     "verdict",
@@ -63,6 +71,7 @@ COST = (
     "drift_relative_l2",
     "drift_cosine",
     "drift_passed",
+    *OF_TASK,
 )
 
 
@@ -128,12 +137,17 @@ def draw_table(workload: WorkloadSummary, summary: RunSummary) -> Table:
         _time("device_p50_ns", "device", flats, unit=latency, digits=4, of="p50 "),
         _time("host_to_host_p50_ns", "host-to-host", flats, unit=latency, digits=4, of="p50 "),
         _number("throughput_per_s", "throughput", "items/s", flats, digits=4),
+        _drawn("limit_share", "of limit", "%", "right", rows, _limit_share),
+        _drawn("bound_by", "bound by", "", "left", rows, _bound_by),
         _drawn("ratio", against_word(workload.baseline), "time ratio [99 %]", "right", rows, _ratio),
         _drawn("build_sd", "builds", "sd", "right", rows, _build_sd),
         _drawn("verdict", "verdict", "", "left", rows, _verdict),
         _drawn("drift_relative_l2", distance, "rel. L2", "right", rows, _relative_l2),
         _drawn("drift_cosine", distance, "cosine", "right", rows, _cosine),
         _drawn("drift_passed", distance, "check", "left", rows, _passed),
+        _drawn("agreement", "task", "agreement", "left", rows, _agreement),
+        _drawn("accuracy", "accuracy", _measure(rows), "right", rows, _accuracy),
+        _drawn("accuracy_difference", against_word(workload.baseline), "points [99 %]", "right", rows, _difference),
         _number("engine_bytes", "engine", "MB", flats, per=1e6),
         _number("peak_bytes", "peak", "MB", flats, per=1e6),
         _number("device_peak_bytes", "device memory", "MB", flats, per=1e6),
@@ -218,6 +232,19 @@ def _drawn(
     return Column(key=key, title=title, unit=unit, align=align), [show(row) for row in rows]
 
 
+def _limit_share(row: CaseSummary) -> Cell:
+    if row.limit_share is None:
+        return Cell()
+    text = significant(100 * row.limit_share, 2)
+    if row.limit_share > 1:
+        return Cell(text=f"{text} (wrong)", value=row.limit_share, emphasis="bad")
+    return Cell(text=text, value=row.limit_share)
+
+
+def _bound_by(row: CaseSummary) -> Cell:
+    return Cell() if row.bound_by is None else Cell(text=row.bound_by, value=row.bound_by)
+
+
 def _ratio(row: CaseSummary) -> Cell:
     if row.is_baseline and row.compute:
         return Cell(text="baseline", value=1.0, emphasis="muted")
@@ -262,6 +289,32 @@ def _passed(row: CaseSummary) -> Cell:
         return Cell()
     passed = all(drift.passed for drift in row.case.drift)
     return Cell(text="pass" if passed else "FAIL", value=passed, emphasis="good" if passed else "bad")
+
+
+def _agreement(row: CaseSummary) -> Cell:
+    leading = least_agreement(row.case.agreement)
+    return Cell(text=agreed(leading), value=leading.figure) if leading else Cell()
+
+
+def _measure(rows: Sequence[CaseSummary]) -> str:
+    """Return the name of the leading metric of the data set, which is the same for all rows."""
+    return next((name for row in rows if row.case.accuracy for name in row.case.accuracy.metrics), "")
+
+
+def _accuracy(row: CaseSummary) -> Cell:
+    found = row.case.accuracy
+    if found is None:
+        return Cell()
+    value = next(iter(found.metrics.values()), None)
+    return Cell(text="failed", emphasis="bad") if value is None else Cell(text=f"{value:.4f}", value=value)
+
+
+def _difference(row: CaseSummary) -> Cell:
+    paired = row.case.accuracy.paired if row.case.accuracy else None
+    if paired is None:
+        return Cell()
+    emphasis: Emphasis = ("good" if paired.difference > 0 else "bad") if paired.decided else ""
+    return Cell(text=points(paired), value=paired.difference, emphasis=emphasis)
 
 
 def _status(row: CaseSummary) -> Cell:

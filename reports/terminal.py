@@ -12,7 +12,20 @@ import click
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence, Timeline
+from reports.blocks import (
+    Banners,
+    Block,
+    Code,
+    Failures,
+    Heading,
+    Legend,
+    Line,
+    Plot,
+    Problem,
+    Section,
+    Sentence,
+    Timeline,
+)
 from reports.formatting import columns, shorten
 from reports.page import Page, draw
 from reports.plot import draw_plot, draw_timeline
@@ -109,6 +122,8 @@ def _block(block: Block, paint: Paint, width: int | None) -> Iterator[str]:
         case Failures():
             lines = [line for problem in block.problems for line in _problem(problem, paint, width)]
             yield "\n".join([paint.bold("failures"), *lines])
+        case Code():
+            yield "\n".join([paint.bold(block.title), *(f"    {line}".rstrip() for line in block.lines)])
         case Sentence():
             yield paint.bold(_wrap(block.text, width))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from harness.api import Scalar
 from harness.modelspec import BATCH
-from harness.records import OutputDrift
+from harness.records import Agreement, OutputDrift
 from harness.summary import CaseSummary, Estimate, Latency, RunSummary, WorkloadSummary
 from reports.formatting import clean
 
@@ -66,11 +67,14 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
     flat |= _latency("host_to_host_", row.host_to_host)
     flat["throughput_per_s"] = row.throughput
     flat["gflop_per_s"] = row.gflop_per_s
+    flat["bound_by"] = row.bound_by
+    flat["limit_share"] = row.limit_share
     flat["energy_mj"] = row.energy.mj if row.energy else None
     flat["energy_by"] = row.energy.by if row.energy else None
     flat["baseline"] = of.baseline
     flat |= _comparison(row)
     flat |= _drift(row)
+    flat |= _task(row)
     flat |= {
         "engine_bytes": case.engine_bytes,
         "peak_bytes": row.peak_bytes,
@@ -80,6 +84,7 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
         "windows": row.windows,
         "marked_windows": row.marked_windows,
         "dropped_windows": row.dropped_windows,
+        "package_energy_j": row.package_energy_per_inference_j,
     }
     flat |= _failure(row)
     return {key: clean(value) if isinstance(value, str) else value for key, value in flat.items()}
@@ -88,6 +93,14 @@ def values(row: CaseSummary, of: WorkloadSummary, summary: RunSummary) -> dict[s
 def worst(row: CaseSummary) -> OutputDrift | None:
     """Return the drift of the output that is farthest from the reference."""
     return None if row.worst_drift is None else row.case.drift[row.worst_drift]
+
+
+def least_agreement(agreement: Sequence[Agreement]) -> Agreement | None:
+    """Return the most telling figure of the output that agrees least with the reference; None where there is none."""
+    if not agreement:
+        return None
+    leading = [one for one in agreement if one.figure == agreement[0].figure]
+    return min(leading, key=lambda one: math.inf if one.value is None else one.value)
 
 
 def _latency(prefix: str, latency: Latency | None) -> dict[str, Scalar]:
@@ -130,6 +143,24 @@ def _drift(row: CaseSummary) -> dict[str, Scalar]:
         "drift_inf_count": drift.inf_count if drift else None,
         "drift_top1_agreement": drift.top1_agreement if drift else None,
         "drift_top5_agreement": drift.top5_agreement if drift else None,
+    }
+
+
+def _task(row: CaseSummary) -> dict[str, Scalar]:
+    least, found = least_agreement(row.case.agreement), row.case.accuracy
+    metric, value = next(iter(found.metrics.items()), (None, None)) if found else (None, None)
+    paired = found.paired if found else None
+    return {
+        "agreement_figure": least.figure if least else None,
+        "agreement": least.value if least else None,
+        "dataset": found.dataset if found else None,
+        "dataset_samples": found.samples if found else None,
+        "accuracy_metric": metric,
+        "accuracy": value,
+        "accuracy_difference": paired.difference if paired else None,
+        "accuracy_difference_low": paired.low if paired else None,
+        "accuracy_difference_high": paired.high if paired else None,
+        "accuracy_p": paired.p if paired else None,
     }
 
 

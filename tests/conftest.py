@@ -23,17 +23,27 @@ hypothesis.settings.register_profile("harness", deadline=None)
 hypothesis.settings.load_profile("harness")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep together what shares fixtures when tests run in several processes: a backend's conformance, else a file."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        alone = isinstance(backend, str) and "table" not in item.fixturenames  # a table is of all backends at once
+        item.add_marker(pytest.mark.xdist_group(str(backend) if alone else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the user's own cache out of the tests, and the tests' exports and engines out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("HARNESS_CACHE")
-    os.environ["HARNESS_CACHE"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["HARNESS_CACHE"]
-    else:
-        os.environ["HARNESS_CACHE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(folder))
+        # Else Inductor compiles test programs for seconds, in every engine's folder anew, to see which of the vector
+        # instructions that this processor has its compiler knows too.
+        patch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "1")
+        yield folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from harness.artifact import Artifact
+
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "tests" / "plugins"
 """Put on PYTHONPATH, this folder registers the fake backends through their entry points."""
@@ -21,3 +25,12 @@ def rows_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     assert done.stdout, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)["workloads"][0]["rows"]
     return rows
+
+
+def run_graph(graph: Artifact, source: Artifact, index: int = 0) -> dict[str, np.ndarray]:
+    """Run an artifact's graph in ONNX Runtime on an input set of the artifact that it was made from."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph.onnx_path, providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in source.outputs]
+    return dict(zip(names, session.run(names, source.input_set(index)), strict=True))

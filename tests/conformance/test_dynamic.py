@@ -110,6 +110,7 @@ def test_runs_every_size_without_compiling_again(
                 opened = engine.load(worker, point)
                 assert opened.provider == compiled.provider
                 assert not [note for note in opened.notes if "anew" in note]
+                assert not list(worker._scratch.rglob("*.gch")), "compiling headers is no part of loading"
                 for index in range(point.manifest.input_sets):
                     path = tmp_path / "outputs.safetensors"
                     worker.call(protocol.Outputs(index=index, path=str(path)), protocol.Written, timeout_s=TIMEOUT_S)

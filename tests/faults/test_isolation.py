@@ -109,7 +109,7 @@ def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
 ) -> None:
     command = [
         sys.executable, str(RUN_CLI), "compare", "--model", "tiny", "--backends",
-        "fake-ok,fake-ok:ms=2", "--baseline", "fake-ok", "--launches", "4", "--json", "--out", str(tmp_path / "out"),
+        "fake-ok,fake-ok:ms=2", "--baseline", "fake-ok", "--launches", "3", "--json", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     process = subprocess.Popen(
         command,
@@ -141,7 +141,7 @@ def test_interrupt_keeps_what_is_finished_and_resume_completes_it(
     run = json.loads(run_file.read_text())
     assert run["state"] == "finished"
     (after,) = run["workloads"]
-    assert len(after["launches"]) >= 4
+    assert len(after["launches"]) >= 3
     assert after["launches"][: len(finished)] == finished, "finished launches are kept, not measured again"
     assert [case["stages"]["compile"] for case in after["cases"]] == [
         case["stages"]["compile"] for case in before["cases"]

@@ -110,28 +110,33 @@ class HangAtCompile(FakeOk):
         return super().compile(request)
 
 
-class _HangSession(OkSession):
-    runs = 0
+class _LaterSession(OkSession):
+    """Fails once inputs are bound again, which is in the first round's second boundary: past load and warm-up."""
 
-    def execute(self) -> None:
-        super().execute()
-        self.runs += 1
-        if self.runs > 400:  # past the warm-up: in the middle of a round
-            time.sleep(3600)
+    binds = 0
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
+        super().bind(inputs)
+        self.binds += 1
+        if self.binds > 1:
+            self.fail()
+
+    def fail(self) -> None:
+        raise NotImplementedError
+
+
+class _HangSession(_LaterSession):
+    def fail(self) -> None:
+        time.sleep(3600)
 
 
 class HangInRound(FakeOk):
     session = _HangSession
 
 
-class _CrashSession(OkSession):
-    runs = 0
-
-    def execute(self) -> None:
-        super().execute()
-        self.runs += 1
-        if self.runs > 400:
-            _segfault()
+class _CrashSession(_LaterSession):
+    def fail(self) -> None:
+        _segfault()
 
 
 class SegfaultInRound(FakeOk):

@@ -54,6 +54,9 @@ class OneWorker:
             return protocol.Opened(seconds=seconds, provider="p", runnable=True, facts={}, notes=["its own note"])
         return protocol.Took(seconds=0.0)
 
+    def check_cpus(self) -> None:
+        pass
+
     def resident_bytes(self) -> int:
         return 0
 

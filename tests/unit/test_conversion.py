@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from harness import drift
@@ -19,6 +18,7 @@ from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
 from harness.plan import parse_variants, with_dynamic, with_precisions
 from harness.precisions import PRECISIONS, parse_precisions
+from tests.support import run_graph
 
 FLOAT, FLOAT16, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
 FEW = Calibration(samples=8)
@@ -38,12 +38,6 @@ def types(artifact: Artifact) -> set[int]:
     return {value.type.tensor_type.elem_type for value in [*graph(artifact).input, *graph(artifact).output]}
 
 
-def outputs(artifact: Artifact, source: Artifact, index: int = 0) -> dict[str, np.ndarray]:
-    session = onnxruntime.InferenceSession(artifact.onnx_path, providers=["CPUExecutionProvider"])
-    names = [spec.name for spec in source.outputs]
-    return dict(zip(names, session.run(names, source.input_set(index)), strict=True))
-
-
 def test_float16_keeps_inputs_and_outputs_and_narrows_weights(tiny: Artifact, launcher: Launcher) -> None:
     half, cached = converted(tiny, "fp16", launcher)
     assert not cached
@@ -51,7 +45,7 @@ def test_float16_keeps_inputs_and_outputs_and_narrows_weights(tiny: Artifact, la
     assert types(half) == {FLOAT}
     weights = Counter(entry.data_type for entry in graph(half).initializer if len(entry.dims) > 1)
     assert set(weights) == {FLOAT16}
-    rows = drift.judge(outputs(half, tiny), tiny.reference(0), tiny.golden(0), precision="fp16")
+    rows = drift.judge(run_graph(half, tiny), tiny.reference(0), tiny.golden(0), precision="fp16")
     assert drift.passed(rows), [row.reason for row in rows]
     (row,) = rows
     assert row.max_rel is not None and row.max_rel > 1e-5, "it really computes in half"
@@ -75,7 +69,7 @@ def test_int8_has_scales_for_each_channel_and_float_biases(tiny: Artifact, launc
     shapes = [tuple(entry.dims) for entry in graph(small).initializer if entry.name.endswith("weight_scale")]
     assert any(shape and shape[0] > 1 for shape in shapes), "weights have a scale a channel"
     assert not [entry for entry in graph(small).initializer if entry.data_type == onnx.TensorProto.INT32]
-    rows = drift.judge(outputs(small, tiny), tiny.reference(0), tiny.golden(0), precision="int8")
+    rows = drift.judge(run_graph(small, tiny), tiny.reference(0), tiny.golden(0), precision="int8")
     assert drift.passed(rows), [row.reason for row in rows]
     assert "int8: scales were calibrated on 8 drawn samples, minmax" in small.manifest.notes
 

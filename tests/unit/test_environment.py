@@ -13,6 +13,8 @@ import pytest
 
 from harness import environment
 from harness.records import Environment
+from harness.topology import Topology
+from tests.fake_machine import server, write
 from tests.fake_nvml import FakeCard, FakeNvml
 
 
@@ -26,6 +28,34 @@ def test_fingerprint_goes_through_json() -> None:
     assert found.libraries.keys() <= set(environment.LIBRARIES)
 
 
+def test_a_fingerprint_of_an_earlier_harness_is_read() -> None:
+    found = msgspec.to_builtins(environment.describe([]))
+    for name in ("numa_nodes", "smt", "turbo", "min_mhz", "max_mhz", "microcode"):
+        del found[name]
+    assert msgspec.convert(found, type=Environment).numa_nodes is None
+
+
+def test_state_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Topology.read(server(tmp_path / "machine"), range(16))
+    monkeypatch.setattr(Topology, "read", lambda: layout)
+    monkeypatch.setattr(environment, "CPU_FOLDER", tmp_path / "cpu")
+    unknown = environment.describe([])
+    assert (unknown.numa_nodes, unknown.smt) == (2, True)
+    assert (unknown.turbo, unknown.min_mhz, unknown.max_mhz) == (None, None, None)
+    write(
+        tmp_path / "cpu",
+        {
+            "cpufreq/boost": 0,
+            "cpu0/cpufreq/scaling_min_freq": 800_000,
+            "cpu0/cpufreq/scaling_max_freq": 3_400_000,
+            "cpu1/cpufreq/scaling_min_freq": 550_000,
+            "cpu1/cpufreq/scaling_max_freq": 4_250_000,
+        },
+    )
+    known = environment.describe([])
+    assert (known.turbo, known.min_mhz, known.max_mhz) == (False, 550.0, 4250.0)
+
+
 def test_threads_default_to_physical_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= environment.default_threads() <= environment.usable_cores()
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)
@@ -33,6 +63,15 @@ def test_threads_default_to_physical_cores_that_may_be_used(monkeypatch: pytest.
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 64)
     monkeypatch.setattr(environment, "usable_cores", lambda: 3)
     assert environment.default_threads() == 3
+    assert environment.default_threads(cores=5) == 5, "of CPUs that were chosen"
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, 8), (16.0, 8), (2.5, 2), (0.5, 1)])
+def test_threads_default_to_the_time_that_may_be_used(
+    quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
+    assert environment.default_threads(cores=8) == threads
 
 
 def test_usable_cores_follow_affinity() -> None:

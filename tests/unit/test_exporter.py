@@ -130,7 +130,7 @@ def test_golden_values_are_near_the_reference_and_wider(static: tuple[Path, prot
 def test_exported_graph_equals_the_module(static: tuple[Path, protocol.Exported]) -> None:
     pytest.importorskip("onnxruntime")
     folder, exported = static
-    worst = exporter.check(folder, exported.input_sets).max_abs
+    worst = exporter.check(folder, exported.input_sets, 1).max_abs
     assert worst is not None
     assert worst < 1e-5
 
@@ -146,7 +146,7 @@ def test_graph_that_gives_something_else_is_refused(
     wrong = reference * np.float32(1.01) if changed == "value" else reference[:, :9]
     write_tensors(tmp_path / "reference-0.safetensors", {"logits": wrong})
     with pytest.raises(ExportError, match="does not equal the module"):
-        exporter.check(tmp_path, 1)
+        exporter.check(tmp_path, 1, 1)
 
 
 def test_dynamic_graph_takes_every_size_of_its_range(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from harness.errors import (
     UnavailableError,
     WorkerCrashed,
 )
-from harness.launcher import LOG_TAIL_BYTES, MARK, THREAD_VARIABLES, Launcher, Worker, log_tail
+from harness.launcher import MARK, THREAD_VARIABLES, Launcher, Worker
+from harness.logs import LOG_TAIL_BYTES, log_tail
 
 Impostor = Callable[[str], Worker]
 ASK = protocol.RunOnce()

@@ -129,7 +129,7 @@ def test_onnx_file_is_exported_with_fixed_shapes(tmp_path: Path) -> None:
     weight = onnx.numpy_helper.to_array(written.graph.initializer[0])
     expected = np.maximum(read_tensors(out / "inputs-1.safetensors")["x"] @ weight, 0)
     np.testing.assert_allclose(read_tensors(out / "reference-1.safetensors")["y"], expected, rtol=1e-5, atol=1e-6)
-    assert exporter.check(out, 2).max_abs == 0.0
+    assert exporter.check(out, 2, 1).max_abs == 0.0
 
 
 @pytest.mark.parametrize("name", ["batch", "N", "batch_size", "unk__17", "bs", None])
@@ -194,7 +194,7 @@ def test_external_data_comes_along(tmp_path: Path) -> None:
     exported = export(spec, tmp_path / "out")
     assert exported.sources == [str(tmp_path / "net.onnx"), str(tmp_path / "net.onnx.data")]
     (tmp_path / "net.onnx.data").unlink()
-    assert exporter.check(tmp_path / "out", 2).max_abs == 0.0
+    assert exporter.check(tmp_path / "out", 2, 1).max_abs == 0.0
 
 
 def test_missing_and_truncated_external_data_are_named(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_factory_in_a_repository_with_folders_of_our_names(repository: Path, tmp
     assert set(read_tensors(tmp_path / "out" / "weights.safetensors")) == {
         "first.weight", "first.bias", "second.weight", "second.bias",
     }  # fmt: skip
-    worst = exporter.check(tmp_path / "out", 2).max_abs
+    worst = exporter.check(tmp_path / "out", 2, 1).max_abs
     assert worst is not None
     assert worst < 1e-5
     assert agrees(restored(spec, tmp_path / "out", exported.dims), exported, tmp_path / "out")
@@ -512,7 +512,7 @@ def test_exported_program_is_exported_and_restored(program: Path, tmp_path: Path
     assert exported.inputs == [("x", "float32", [8, 8]), ("ids", "int64", [8, 3])]
     assert [name for name, _, _ in exported.outputs] == ["logits", "scores"]
     assert set(read_tensors(tmp_path / "weights.safetensors")) == {"linear.weight", "linear.bias", "embedding.weight"}
-    worst = exporter.check(tmp_path, 2).max_abs
+    worst = exporter.check(tmp_path, 2, 1).max_abs
     assert worst is not None
     assert worst < 1e-5
     assert agrees(restored(spec, tmp_path, exported.dims), exported, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -65,14 +66,16 @@ def test_nothing_near_nothing_suggested() -> None:
 
 
 @pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> Any:
+def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Register entry points of other people's packages."""
 
     def register(**where: str) -> None:
         points = [EntryPoint(name, value, "harness.backends") for name, value in where.items()]
         monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "harness.backends" else [])
+        registry._registered.cache_clear()
 
-    return register
+    yield register
+    registry._registered.cache_clear()
 
 
 def test_entry_points_join_the_table(foreign: Any) -> None:

@@ -26,7 +26,7 @@ import reports.json
 from harness import registry
 from harness.records import Failure
 from harness.summary import Comparison, Estimate, RunSummary
-from reports.blocks import Banners, Failures, Heading, Legend, Plot, Section, Sentence
+from reports.blocks import FOLDED, Banners, Failures, Heading, Legend, Plot, Section, Sentence
 from reports.formatting import (
     clean,
     clean_lines,
@@ -46,7 +46,9 @@ from reports.plot import HEIGHT, MARKS, draw_plot
 from reports.table import COST, SPEED, WHERE_APPLICABLE, Table
 from reports.terminal import split
 from reports.values import values
+from tests.example_accuracy import accuracy
 from tests.example_gpu import gpu
+from tests.example_limits import limits
 from tests.example_runs import (
     NASTY,
     case,
@@ -67,9 +69,11 @@ from tests.example_runs import (
 )
 from tests.example_suites import composed, price, suite, suites, sweep
 
+GOLDEN_FORMATS = ("csv", "json", "junit", "latex", "markdown", "terminal")
+"""Not `html`, whose pictures differ from one version of matplotlib to the next: it has tests of its own."""
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEVERAL = suites()
-RUNS = examples() | SEVERAL | {"gpu": gpu()}
+RUNS = examples() | SEVERAL | {"gpu": gpu(), "accuracy": accuracy(), "limits": limits()}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full.terminal-100": {"width": 100},
     "full.terminal-140": {"width": 140},
@@ -93,7 +97,7 @@ def compare_with_golden(file: str, text: str) -> None:
     assert text == path.read_text(encoding="utf-8"), f"differs from {path}; if that is right, HARNESS_UPDATE_GOLDEN=1"
 
 
-@pytest.mark.parametrize("format_name", ["csv", "json", "markdown", "terminal"])
+@pytest.mark.parametrize("format_name", GOLDEN_FORMATS)
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_golden(name: str, format_name: str) -> None:
     text = render(format_name, RUNS[name])
@@ -108,7 +112,7 @@ def test_golden_terminal_settings(file: str) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    expected = {f"{name}.{kind}.txt" for name in RUNS for kind in ("csv", "json", "markdown", "terminal")}
+    expected = {f"{name}.{kind}.txt" for name in RUNS for kind in GOLDEN_FORMATS}
     expected |= {f"{file}.txt" for file in SETTINGS}
     assert {path.name for path in GOLDEN.iterdir()} == expected
 
@@ -226,7 +230,8 @@ class TestMarkdown:
     def test_no_foreign_html_outside_code(self) -> None:
         tags = re.findall(r"</?\w+", "\n".join(outside_fences(render("markdown", nasty()))))
         assert set(tags) == {"<details", "</details", "<summary", "</summary"}
-        assert tags.count("<details") == tags.count("</details") == len(draw(nasty()).problems)
+        folded = [one for one in draw(nasty()).blocks if isinstance(one, Section) and one.title in FOLDED]
+        assert tags.count("<details") == tags.count("</details") == len(draw(nasty()).problems) + len(folded)
 
     @pytest.mark.parametrize("name", sorted(SEVERAL))
     def test_headings_nest(self, name: str) -> None:
@@ -296,7 +301,8 @@ class TestTerminal:
             ["case", *(key for key in SPEED if key not in WHERE_APPLICABLE)],
             ["case", *(key for key in COST if key not in WHERE_APPLICABLE)],
         ]
-        seen = {column.key for run in (cuda(), gpu()) for column in cases_table(run).columns}
+        runs = (cuda(), gpu(), accuracy(), limits())
+        seen = {column.key for run in runs for column in cases_table(run).columns}
         assert seen == {"case", *SPEED, *COST}
 
     @pytest.mark.parametrize("width", [None, 1, 60, 100, 140])
@@ -344,6 +350,35 @@ class TestPage:
     def test_every_case_without_a_number_is_a_problem(self) -> None:
         subjects = [problem.subject for problem in draw(full()).problems]
         assert subjects == ["tvm:trials=64", "tensorrt", "tvm:trials=20000"]
+
+    def test_energy_is_a_fact_where_it_was_measured(self) -> None:
+        measured = row(case("onnxruntime", facts={"level": "all"}), p50=41.0)
+        measured = msgspec.structs.replace(measured, package_energy_per_inference_j=0.41264)
+        text = render("terminal", single([measured, row(case("eager"), p50=95.0)]))
+        assert "onnxruntime  level all, energy of the whole processor 413 mJ an inference" in text
+        assert text.count("energy of the whole processor") == 1
+        assert json.loads(render("json", single([measured])))["workloads"][0]["rows"][0][
+            "package_energy_per_inference_j"
+        ] == pytest.approx(0.41264)
+
+    def test_cpus_are_a_setting_where_they_were_chosen(self) -> None:
+        for cpus, said in (
+            ("physical:2", "threads 2, cpus 0,2 (physical:2), batch 1"),
+            ("0,2", "threads 2, cpus 0,2, "),
+        ):
+            chosen = msgspec.structs.replace(full().run.settings, cpus=cpus, cpu_set=[0, 2])
+            summary = msgspec.structs.replace(full(), run=msgspec.structs.replace(full().run, settings=chosen))
+            assert said in render("terminal", summary)
+
+    def test_the_processors_state_as_far_as_it_is_known(self) -> None:
+        known = msgspec.structs.replace(
+            full().run.environment, governor="performance", numa_nodes=2, smt=True, turbo=False, min_mhz=800.0,
+            max_mhz=3400.4, microcode="0xa0011d5",
+        )  # fmt: skip
+        summary = msgspec.structs.replace(full(), run=msgspec.structs.replace(full().run, environment=known))
+        assert (
+            "4 logical, governor performance, 2 NUMA nodes, SMT on, turbo off, 800 to 3400 MHz, microcode 0xa0011d5\n"
+        ) in render("terminal", summary)
 
     def test_a_launch_that_failed_is_a_problem_of_an_ok_case(self) -> None:
         lost = draw(interrupted()).problems[-1]

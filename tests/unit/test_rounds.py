@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 
-from harness import protocol, rounds
+from harness import protocol, rapl, rounds, topology
 from harness.artifact import Artifact, read_tensors
 from harness.launcher import Launcher, Worker
 from harness.records import CONTROL, Sitting
@@ -87,6 +88,7 @@ def conducted(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "SLOW_ITERATION_SECONDS", 0.05)  # so that this test need not wait for seconds
         patch.setattr(Worker, "call", watched_call)
+        patch.setattr(rapl.Meter, "joules", lambda _: 2.5)  # few machines let everybody read theirs
         return play(seats, launcher, folder)
 
 
@@ -141,6 +143,47 @@ def test_slices_are_as_long_as_asked_for(conducted: Conducted) -> None:
         for window in sitting.windows:
             assert sum(window.samples_ns) >= 0.5 * SCHEDULE.slice_s * 1e9
             assert window.samples_ns
+
+
+def test_every_window_has_its_energy(conducted: Conducted) -> None:
+    energies = [window.package_energy_j for sitting in conducted.launch.sittings for window in sitting.windows]
+    assert energies
+    assert set(energies) == {2.5}
+
+
+Times = namedtuple("Times", "user nice system idle iowait guest guest_nice")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "others"),
+    [
+        # In one second CPU 0 worked for 0.6 s, CPU 2 for 0.9 s, CPU 3 for 0.1 s; the worker took 0.5 s of that.
+        (frozenset[int](), (1.6 - 0.5) / 3),
+        (frozenset({0}), (0.6 - 0.5) / 1),
+        (frozenset({0, 2}), (1.5 - 0.5) / 2),
+    ],
+)
+def test_others_are_those_on_the_workers_cpus(
+    cpus: frozenset[int], others: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = {0: 0.6, 2: 0.9, 3: 0.1}  # CPU 1 is off
+    seconds = iter([0.0, 1.0])
+
+    def cpu_times(percpu: bool = False) -> Any:
+        passed = next(seconds)
+        each = [Times(passed * share, 0, 0, passed * (1 - share), 0, 0, 0) for share in busy.values()]
+        return each if percpu else Times(*map(sum, zip(*each, strict=True)))
+
+    class Used:
+        used = iter([2.0, 2.5])
+
+        def cpu_seconds(self) -> float:
+            return next(self.used)
+
+    monkeypatch.setattr(psutil, "cpu_times", cpu_times)
+    monkeypatch.setattr(topology, "online", lambda: frozenset(busy))
+    watch = rounds._OthersWatch(cast(Worker, Used()), cpus)
+    assert watch.share() == pytest.approx(others, abs=1e-3)
 
 
 def test_who_is_not_sampled_is_stopped(conducted: Conducted, stopped_others: list[set[str]]) -> None:

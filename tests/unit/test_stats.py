@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -248,6 +249,12 @@ class TestPercentile:
         assert stats.percentile(np.arange(float(enough)), q) is not None
         assert stats.percentile(np.arange(float(enough - 1)), q) is None
         assert stats.percentile(np.array([]), q) is None
+
+    @pytest.mark.parametrize("q", [0.5, 0.9, 0.95, 0.99])
+    def test_ranks_are_those_of_the_binomial_distribution(self, q: float) -> None:
+        for count in [*range(1, 400, 3), 5_000, 200_000]:
+            for share in (0.025, 0.975):
+                assert stats._binomial_quantile(share, count, q) == scipy.stats.binom.ppf(share, count, q)
 
     def test_intervals_cover_the_truth(self) -> None:
         samples = np.sort(np.random.default_rng(0).exponential(size=(1000, 100)), axis=1)

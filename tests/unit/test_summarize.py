@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 from harness.records import (
     CONTROL,
@@ -235,6 +236,31 @@ class TestRows:
         assert latency is not None
         assert (latency.p50.value, latency.p50.low, latency.p50.high) == (20, 10, 30)
         assert (latency.p90, latency.p99) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("device", "windows", "expected"),
+        [
+            # 30 J over 4 iterations and 10 J over 6: the windows weigh as many iterations as they hold.
+            ("cpu", [(30.0, 4, "compute"), (10.0, 6, "compute")], 4.0),
+            ("cpu", [(30.0, 4, "compute"), (None, 6, "compute")], 7.5),
+            ("cpu", [(30.0, 4, "compute"), (99.0, 1, "host-to-host")], 7.5),
+            ("cpu", [(None, 4, "compute")], None),
+            ("cuda:0", [(30.0, 4, "compute")], None),
+        ],
+    )
+    def test_package_energy_per_inference(
+        self, device: str, windows: list[tuple[float | None, int, Boundary]], expected: float | None
+    ) -> None:
+        run = measured({"eager": 1.0}, launches=1, rounds=1)
+        sitting = run.launches[0].sittings[0]
+        made = [
+            Window(round=0, position=0, start_ns=0, samples_ns=[MS] * count, boundary=boundary, package_energy_j=joules)
+            for joules, count, boundary in windows
+        ]
+        launches = [Launch(index=0, wall_s=1, sittings=[msgspec.structs.replace(sitting, windows=made)])]
+        cases = [msgspec.structs.replace(case, device=device) for case in run.cases]
+        summary = summed(msgspec.structs.replace(run, launches=launches, cases=cases))
+        assert row(summary, "eager").package_energy_per_inference_j == expected
 
     def test_host_to_host_is_kept_apart(self) -> None:
         run = measured(SPEEDS)

@@ -1,0 +1,184 @@
+"""What a device can do at most: measured once a device and precision, and kept; and what its maker says of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+from tabulate import tabulate
+
+from harness import environment, protocol
+from harness.devices import kind
+from harness.errors import UsageError
+from harness.launcher import Launcher
+from harness.paths import cache_root, make_folder, write_atomically
+from harness.precisions import parse_precisions
+from harness.records import Ceiling, Environment
+from harness.store import now_utc
+
+FILE = "ceilings.json"
+DATASHEETS = Path(__file__).with_name("datasheets.json")
+TIMEOUT_S = 600.0
+BUSY = 0.3
+"""Load average a logical core above which others are in the way."""
+MEASURED = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "tf32", "fp16", "bf16", "int8")}
+"""Precisions that are measured unless others are asked for. On a CPU torch multiplies float16 slower than it could."""
+
+
+class Datasheet(msgspec.Struct, frozen=True, kw_only=True):
+    """What a maker publishes."""
+
+    name: str
+    match: str
+    """Regular expression that is found in the driver's name of the device."""
+    memory: float
+    """1e9 bytes a second."""
+    matrix: dict[str, float]
+    """Precision -> 1e12 operations a second."""
+
+
+class _Sheets(msgspec.Struct, frozen=True, kw_only=True):
+    devices: list[Datasheet]
+
+
+@functools.cache
+def datasheets() -> tuple[Datasheet, ...]:
+    """Return the table that comes with harness; the first that matches a name is the device's."""
+    return tuple(msgspec.json.decode(DATASHEETS.read_bytes(), type=_Sheets).devices)
+
+
+def datasheet(name: str) -> Datasheet | None:
+    """Return what is published of a device, by the driver's name of it."""
+    return next((one for one in datasheets() if re.search(one.match, name)), None)
+
+
+def stored() -> list[Ceiling]:
+    """Return what was measured before; a file that cannot be read counts as none."""
+    try:
+        return msgspec.json.decode((cache_root() / FILE).read_bytes(), type=list[Ceiling])
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
+def of_machine(machine: Environment, devices: Sequence[str], known: Sequence[Ceiling]) -> list[Ceiling]:
+    """Return the ceilings of a run's devices: those measured here, for a GPU without any those of its datasheet."""
+    found = []
+    for device in devices:
+        name = device_name(machine, device)
+        own = [one for one in known if (one.device, one.name) == (device, name)]
+        sheet = datasheet(name) if kind(device) != "cpu" else None
+        if not own and sheet is not None:
+            own = [published(device, name, sheet)]
+        found += own
+    return found
+
+
+def published(device: str, name: str, sheet: Datasheet) -> Ceiling:
+    """Return a datasheet as a ceiling."""
+    return Ceiling(
+        device=device,
+        name=name,
+        matrix={precision: rate * 1e12 for precision, rate in sheet.matrix.items()},
+        memory=[(0, sheet.memory * 1e9)],
+        source=f"the datasheet of the {sheet.name}",
+    )
+
+
+def device_name(machine: Environment, device: str) -> str:
+    """Return what a device is called: the processor's or the GPU's name."""
+    if kind(device) == "cpu":
+        return machine.cpu
+    index = int(device.partition(":")[2] or 0)
+    return machine.gpus[index].get("name", "") if index < len(machine.gpus) else ""
+
+
+def run_ceilings(
+    device: str, threads: int | None, precision: str | None, *, refresh: bool, as_json: bool, quiet: bool
+) -> None:
+    """Carry out `harness ceilings`."""
+    machine = environment.describe([])
+    if kind(device) not in MEASURED:
+        raise UsageError(f"device '{device}' has no ceilings", hint="--device cpu or --device cuda:0")
+    if kind(device) == "cuda" and not device_name(machine, device):
+        raise UsageError(f"there is no device {device} here", hint="harness doctor")
+    asked = parse_precisions(precision) if precision else MEASURED[kind(device)]
+    count = threads or environment.default_threads()
+    before = [one for one in stored() if not refresh or not _same(one, device, count, machine)]
+    own = next((one for one in before if _same(one, device, count, machine)), None)
+    refused: dict[str, str] = {}
+    missing = [one for one in asked if own is None or one not in own.matrix]
+    if missing:
+        if not quiet:
+            click.echo(f"measuring {device}: {', '.join(missing)}", err=True)
+        busy = _busy(machine)
+        rated = _measure(device, count, missing)
+        refused = rated.refused
+        own = Ceiling(
+            device=device,
+            name=device_name(machine, device),
+            threads=count if kind(device) == "cpu" else None,
+            matrix={**(own.matrix if own else {}), **rated.matrix},
+            memory=rated.memory,
+            source=f"measured with torch {rated.version} at {now_utc()}{busy}",
+        )
+        kept = [one for one in before if not _same(one, device, count, machine)]
+        make_folder(cache_root(), "the cache folder")
+        write_atomically(cache_root() / FILE, msgspec.json.encode([*kept, own]))
+    assert own is not None
+    _show(own, refused, as_json=as_json)
+
+
+def _same(one: Ceiling, device: str, threads: int, machine: Environment) -> bool:
+    wanted = threads if kind(device) == "cpu" else None
+    return (one.device, one.name, one.threads) == (device, device_name(machine, device), wanted)
+
+
+def _measure(device: str, threads: int, precisions: Sequence[str]) -> protocol.Rated:
+    with tempfile.TemporaryDirectory(prefix="harness-ceilings-") as logs:
+        launcher = Launcher(
+            logs=Path(logs), threads=threads, memory_limit_bytes=environment.memory_bytes(), timeout_s=TIMEOUT_S
+        )
+        with launcher, launcher.start("ceilings", threads=threads) as worker:
+            request = protocol.Rates(device=device, precisions=list(precisions), threads=threads)
+            return worker.call(request, protocol.Rated, timeout_s=TIMEOUT_S)
+
+
+def _busy(machine: Environment) -> str:
+    """Return what must be said where others had the machine too: what was measured is then no ceiling."""
+    if machine.load_average <= BUSY * machine.logical_cores:
+        return ""
+    load = f"load average {machine.load_average:.1f}"
+    return f" on a busy machine ({load}), so it may be too low: harness ceilings --refresh"
+
+
+def _show(own: Ceiling, refused: dict[str, str], *, as_json: bool) -> None:
+    sheet = datasheet(own.name)
+    if as_json:
+        document = {**msgspec.to_builtins(own), "refused": refused, "datasheet": msgspec.to_builtins(sheet)}
+        click.echo(json.dumps(document, indent=2))
+        return
+    threads = f", {own.threads} threads" if own.threads else ""
+    click.echo(f"{own.device}: {own.name}{threads}, {own.source}\n")
+    rows = [
+        (precision, f"{rate / 1e9:.4g}", *_beside(rate, sheet.matrix.get(precision, 0) * 1e12 if sheet else 0))
+        for precision, rate in own.matrix.items()
+    ]
+    click.echo(tabulate(rows, headers=["matrix products", "GFLOP/s", "datasheet", "reached"], disable_numparse=True))
+    rows = [
+        (f"{size / 2**20:g} MiB", f"{rate / 1e9:.4g}", *_beside(rate, sheet.memory * 1e9 if sheet else 0))
+        for size, rate in own.memory
+    ]
+    click.echo("")
+    click.echo(tabulate(rows, headers=["working set", "GB/s", "datasheet", "reached"], disable_numparse=True))
+    for precision, why in refused.items():
+        click.echo(f"\n{precision}: not measured: {why}")
+
+
+def _beside(rate: float, of: float) -> tuple[str, str]:
+    return (f"{of / 1e9:.4g}", f"{100 * rate / of:.0f} %") if of else ("-", "-")

@@ -1,0 +1,28 @@
+"""`harness ceilings`: its options. Imported with the command line, so nothing heavy is here."""
+
+from __future__ import annotations
+
+import click
+
+from harness.parameters import Whole
+
+
+@click.command()
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N", help="Device that is measured.")
+@click.option("--threads", type=Whole(1, 1024), help="CPU threads.  [default: one a physical core]")
+@click.option("--precision", metavar="NAME,...", help="Precisions to measure.  [default: what the device is made for]")
+@click.option("--refresh", is_flag=True, help="Measure again what is known already.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+def ceilings(device: str, threads: int | None, precision: str | None, refresh: bool, as_json: bool, quiet: bool) -> int:
+    """Measure how fast a device multiplies matrices and moves memory, once; comparisons then say how near they came.
+
+    \b
+    Examples:
+      harness ceilings
+      harness ceilings --device cuda:0 --precision fp32,tf32,fp16
+    """
+    from harness.ceilings import run_ceilings
+
+    run_ceilings(device, threads, precision, refresh=refresh, as_json=as_json, quiet=quiet)
+    return 0

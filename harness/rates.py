@@ -1,0 +1,99 @@
+"""How fast a device multiplies matrices and moves memory: the worker's half of `harness ceilings`. Imports torch.
+
+The best of several sizes counts, and of each size the fastest of its repetitions: a ceiling is what no program goes
+beyond, not what one sees on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from harness import protocol
+from harness.measure import now_ns
+
+if TYPE_CHECKING:
+    import torch
+
+MATRIX_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
+MEMORY_SIZES = {"cpu": tuple(1 << n for n in range(20, 29, 2)), "cuda": tuple(1 << n for n in range(20, 31, 2))}
+"""Bytes that are worked on, from what lies in caches to what does not."""
+LEAST_S = 0.6
+"""Time that one size is repeated for."""
+LEAST_REPETITIONS = 5
+DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+"""Precision -> torch's element type. What a device does not multiply in is left out with the reason."""
+
+
+def measure(request: protocol.Rates) -> protocol.Rated:
+    """Return the rates of a device in the precisions asked for."""
+    import torch
+
+    torch.set_num_threads(request.threads)
+    device = torch.device(request.device)
+    matrix, refused = {}, {}
+    with torch.inference_mode():
+        for precision in request.precisions:
+            try:
+                matrix[precision] = _matrix(precision, device)
+            except (RuntimeError, NotImplementedError, KeyError) as exc:
+                refused[precision] = f"{type(exc).__name__}: {exc}".splitlines()[0]
+        memory = [(size, _memory(size, device)) for size in MEMORY_SIZES[device.type]]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return protocol.Rated(
+        matrix=matrix, memory=memory, refused=refused, device_name=name, version=str(torch.__version__)
+    )
+
+
+def _matrix(precision: str, device: torch.device) -> float:
+    """Return operations a second, a multiply-add counted as two."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    dtype = getattr(torch, DTYPES[precision])
+    if precision == "tf32" and device.type == "cpu":
+        raise RuntimeError("a CPU has no TensorFloat-32")
+    best = 0.0
+    for size in MATRIX_SIZES[device.type]:
+        left, right = (_filled((size, size), dtype, device) for _ in range(2))
+        product = torch._int_mm if precision == "int8" else torch.mm
+        best = max(best, 2 * size**3 / _fastest_s(partial(product, left, right), device))
+    return best
+
+
+def _memory(size: int, device: torch.device) -> float:
+    """Return bytes a second at a working set of so many bytes: of copying or of reading, whichever is faster."""
+    import torch
+
+    source = _filled((size // 4,), torch.float32, device)
+    half = source[: size // 8]
+    target = torch.empty_like(half)
+    copying = size / _fastest_s(lambda: target.copy_(half), device)  # half of it is read, as much is written
+    reading = size / _fastest_s(source.sum, device)
+    return max(copying, reading)
+
+
+def _filled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.ones(shape, device=device).to(dtype)
+
+
+def _fastest_s(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the shortest time of a repetition, the first ones left out."""
+    import torch
+
+    def once() -> int:
+        start = now_ns()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return now_ns() - start
+
+    once()
+    durations: list[int] = []
+    deadline = now_ns() + int(LEAST_S * 1e9)
+    while len(durations) < LEAST_REPETITIONS or now_ns() < deadline:
+        durations.append(once())
+    return max(min(durations), 1) / 1e9

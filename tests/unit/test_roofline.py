@@ -1,0 +1,298 @@
+"""What a graph costs, what a device can do at most, and how near a case came to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import ceilings, protocol
+from harness.ceilings import datasheet, datasheets, of_machine, run_ceilings, stored
+from harness.errors import UsageError
+from harness.export import Recipe, ensure_artifact
+from harness.launcher import Launcher
+from harness.modelspec import ModelSpec, Scalar
+from harness.records import Ceiling
+from harness.roofline import bound, with_limits
+from harness.summary import CaseSummary, WorkloadSummary
+from reports.page import draw
+from tests.example_runs import case, environment, model_info, row, single
+
+onnx = pytest.importorskip("onnx")
+
+GIGA = 1e9
+
+
+def ceiling(**changes: Any) -> Ceiling:
+    """Return the ceilings of a CPU with two threads: 100 GFLOP/s, 10 GB/s from memory and 40 from caches."""
+    ordinary: dict[str, Any] = {
+        "device": "cpu",
+        "name": "CPU",
+        "threads": 2,
+        "matrix": {"fp32": 100 * GIGA, "bf16": 400 * GIGA},
+        "memory": [(10**6, 40 * GIGA), (10**8, 10 * GIGA)],
+        "source": "measured",
+    }
+    return Ceiling(**(ordinary | changes))
+
+
+def workload(one: CaseSummary, *, gflop: float | None = 1.0, least_bytes: int | None = None) -> WorkloadSummary:
+    return single([one], info=model_info(gflop=gflop, least_bytes=least_bytes)).workloads[0]
+
+
+class TestLimit:
+    def test_compute_and_memory(self) -> None:
+        one = row(case("eager"), p50=20.0)
+        found = bound(one, workload(one, gflop=1.0, least_bytes=5 * 10**7), [ceiling()])
+        assert found is not None
+        assert (found.by, found.seconds) == ("compute", 0.01)  # memory at 40 GB/s takes 1.25 ms
+        found = bound(one, workload(one, gflop=0.1, least_bytes=10**8), [ceiling()])
+        assert found is not None
+        assert (found.by, found.seconds) == ("memory", 0.01)
+
+    def test_share_of_the_limit(self) -> None:
+        one = row(case("eager"), p50=20.0)
+        (limited,) = with_limits(workload(one), [ceiling()]).rows
+        assert limited.bound_by == "compute"
+        assert limited.limit_share == pytest.approx(0.5)
+        assert limited.cautions == one.cautions
+
+    def test_above_a_ceiling_something_is_wrong(self) -> None:
+        one = row(case("eager"), p50=8.0)
+        (limited,) = with_limits(workload(one), [ceiling()]).rows
+        assert limited.limit_share == pytest.approx(1.25)
+        (caution,) = limited.cautions
+        assert caution.startswith(
+            "it ran at 125 % of the fastest that cpu can multiply matrices, measured: something is wrong"
+        )
+
+    @pytest.mark.parametrize(
+        "of",
+        [
+            [],
+            [ceiling(device="cuda:0")],
+            [ceiling(threads=4)],
+            [ceiling(matrix={}, memory=[])],
+        ],
+    )
+    def test_without_a_ceiling_that_fits_nothing_is_said(self, of: list[Ceiling]) -> None:
+        one = row(case("eager"), p50=20.0)
+        assert with_limits(workload(one, least_bytes=10**8), of).rows == [one]
+
+    def test_half_precision_moves_half_the_bytes_and_multiplies_faster(self) -> None:
+        one = row(case("eager", precision="bf16"), p50=20.0)
+        found = bound(one, workload(one, gflop=1.0, least_bytes=10**9), [ceiling()])
+        assert found is not None
+        assert found.seconds == pytest.approx(0.05)
+        found = bound(one, workload(one, gflop=1.0), [ceiling()])
+        assert found is not None
+        assert found.seconds == pytest.approx(0.0025)
+
+    def test_what_lies_in_caches_has_no_memory_limit(self) -> None:
+        one = row(case("eager"), p50=20.0)
+        assert bound(one, workload(one, gflop=None, least_bytes=10**5), [ceiling()]) is None
+
+    @given(st.lists(st.floats(1e8, 1e12), min_size=2, max_size=6), st.integers(10**6, 10**10))
+    def test_a_larger_working_set_is_never_allowed_to_be_faster(self, rates: list[float], moved: int) -> None:
+        one = row(case("eager"), p50=20.0)
+        memory = [(10 ** (6 + index), rate) for index, rate in enumerate(rates)]
+        of = [ceiling(memory=memory, matrix={})]
+        small, large = (bound(one, workload(one, gflop=None, least_bytes=size), of) for size in (moved, 2 * moved))
+        assert small is not None
+        assert large is not None
+        assert large.seconds >= small.seconds
+
+    def test_reports_show_it_where_it_is_known_and_nowhere_else(self) -> None:
+        one = row(case("eager"), p50=8.0)
+        plain = single([one], info=model_info(gflop=1.0))
+        run = msgspec.structs.replace(plain.run, ceilings=[ceiling()])
+        limited = msgspec.structs.replace(plain, run=run, workloads=[with_limits(plain.workloads[0], run.ceilings)])
+        (table,) = draw(limited).tables
+        cells = {column.key: cell.text for column, cell in zip(table.columns, table.rows[0], strict=True)}
+        assert (cells["limit_share"], cells["bound_by"]) == ("125 (wrong)", "compute")
+        texts = [line.text for block in draw(limited).blocks for line in getattr(block, "lines", ())]
+        assert any("fp32 100 GFLOP/s, bf16 400 GFLOP/s, 10.0 GB/s from memory; measured" in text for text in texts)
+        (table,) = draw(plain).tables
+        assert not {"limit_share", "bound_by"} & {column.key for column in table.columns}
+
+
+class TestDatasheets:
+    @pytest.mark.parametrize(
+        ("driver", "name"),
+        [
+            ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+            ("NVIDIA A100-SXM4-80GB", "A100 80GB SXM"),
+            ("NVIDIA A100 80GB PCIe", "A100 80GB PCIe"),
+            ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
+            ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+            ("NVIDIA H100 PCIe", "H100 PCIe"),
+            ("NVIDIA H200", "H200 SXM"),
+            ("NVIDIA L4", "L4"),
+            ("NVIDIA L40S", None),
+            ("AMD EPYC 7543", None),
+        ],
+    )
+    def test_are_found_by_the_drivers_name(self, driver: str, name: str | None) -> None:
+        found = datasheet(driver)
+        assert (found.name if found else None) == name
+
+    def test_rates_rise_as_bits_fall(self) -> None:
+        for sheet in datasheets():
+            rates = [sheet.matrix[name] for name in ("fp32", "tf32", "fp16", "int8")]
+            assert rates == sorted(rates), sheet.name
+            assert sheet.memory > 100
+
+    def test_stand_in_for_a_gpu_that_was_not_measured_and_never_for_a_cpu(self) -> None:
+        machine = msgspec.structs.replace(environment(None), gpus=[{"name": "NVIDIA L4"}])
+        found = of_machine(machine, ["cpu", "cuda:0"], [])
+        assert [one.source for one in found] == ["the datasheet of the L4"]
+        own = ceiling(device="cuda:0", name="NVIDIA L4", threads=None)
+        assert of_machine(machine, ["cuda:0"], [own, ceiling(name="another")]) == [own]
+
+
+class TestCommand:
+    def test_measures_once_for_a_precision(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked: list[list[str]] = []
+
+        def measure(device: str, threads: int, precisions: list[str]) -> protocol.Rated:
+            asked.append(list(precisions))
+            rates = dict.fromkeys(precisions, 1e11)
+            return protocol.Rated(matrix=rates, memory=[(1 << 20, 1e10)], refused={}, version="2.13")
+
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+        monkeypatch.setattr(ceilings, "_measure", measure)
+        for precision, refresh in (("fp32", False), ("fp32", False), ("fp32,bf16", False), ("fp32", True)):
+            run_ceilings("cpu", 2, precision, refresh=refresh, as_json=True, quiet=True)
+        assert asked == [["fp32"], ["bf16"], ["fp32"]]
+        (kept,) = stored()
+        assert kept.matrix == {"fp32": 1e11}
+        shown = capsys.readouterr().out
+        assert json.loads(shown[: shown.index("\n}") + 2])["matrix"] == {"fp32": 1e11}
+
+    def test_a_damaged_file_counts_as_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+        (tmp_path / ceilings.FILE).write_text("{")
+        assert stored() == []
+
+    @pytest.mark.parametrize(("device", "says"), [("tpu", "has no ceilings"), ("cuda:7", "there is no device cuda:7")])
+    def test_devices_that_there_are_not(self, device: str, says: str) -> None:
+        with pytest.raises(UsageError, match=says):
+            run_ceilings(device, None, None, refresh=False, as_json=False, quiet=True)
+
+    def test_a_worker_measures_for_real(self, launcher: Launcher) -> None:
+        with launcher.start("rates") as worker:
+            request = protocol.Rates(device="cpu", precisions=["fp32", "tf32"], threads=1)
+            rated = worker.call(request, protocol.Rated, timeout_s=120)
+        assert rated.matrix["fp32"] > 1e8
+        assert rated.refused == {"tf32": "RuntimeError: a CPU has no TensorFloat-32"}
+        assert [size for size, _ in rated.memory] == sorted(size for size, _ in rated.memory)
+        assert all(rate > 0 for _, rate in rated.memory)
+
+
+def graph(
+    nodes: list[Any], inputs: dict[str, tuple[int, ...]], weights: dict[str, tuple[int, ...]], tmp_path: Path
+) -> Path:
+    """Write a graph of float32 tensors whose last node gives the output."""
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    import numpy as np
+
+    def value(name: str, shape: tuple[int, ...] | None) -> Any:
+        kind = onnx.TensorProto.INT64 if name == "ids" else onnx.TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [value(name, shape) for name, shape in inputs.items()],
+        [value(nodes[-1].output[0], None)],
+        [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)]), path)
+    return path
+
+
+class TestCost:
+    @pytest.mark.parametrize(
+        ("kind", "inputs", "weights", "attributes", "operations"),
+        [
+            ("MatMul", {"x": (2, 3, 4)}, {"w": (4, 5)}, {}, 2 * 2 * 3 * 4 * 5),
+            ("Gemm", {"x": (4, 3)}, {"w": (5, 4)}, {"transA": 1, "transB": 1}, 2 * 3 * 4 * 5),
+            ("Conv", {"x": (1, 6, 10, 10)}, {"w": (8, 3, 3, 3)}, {"group": 2}, 2 * 8 * 8 * 8 * 3 * 9),
+            ("ConvTranspose", {"x": (1, 6, 10, 10)}, {"w": (6, 4, 2, 2)}, {"strides": [2, 2]}, 2 * 600 * 4 * 4),
+            ("Einsum", {"x": (2, 3, 4)}, {"w": (4, 5)}, {"equation": "bij, jk -> bik"}, 2 * 2 * 3 * 4 * 5),
+        ],
+    )
+    def test_one_operator(
+        self, kind: str, inputs: Any, weights: Any, attributes: Any, operations: int, tmp_path: Path
+    ) -> None:
+        from harness.graph_cost import cost
+
+        node = onnx.helper.make_node(kind, [*inputs, *weights], ["y"], **attributes)
+        assert cost(graph([node], inputs, weights, tmp_path)).gflop == pytest.approx(operations / 1e9)
+
+    def test_a_recurrent_layer(self, tmp_path: Path) -> None:
+        from harness.graph_cost import cost
+
+        node = onnx.helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=5)
+        path = graph([node], {"x": (7, 2, 3)}, {"w": (1, 20, 3), "r": (1, 20, 5)}, tmp_path)
+        assert cost(path).gflop == pytest.approx(2 * 7 * 2 * 20 * (3 + 5) / 1e9)
+
+    def test_the_least_bytes_read_of_a_table_only_what_is_looked_up(self, tmp_path: Path) -> None:
+        from harness.graph_cost import cost
+
+        nodes = [
+            onnx.helper.make_node("Gather", ["table", "ids"], ["rows"]),
+            onnx.helper.make_node("MatMul", ["rows", "w"], ["y"]),
+        ]
+        path = graph(nodes, {"ids": (3,)}, {"table": (1000, 8), "w": (8, 2)}, tmp_path)
+        looked_up, weights, given, result = 3 * 8 * 4, 8 * 2 * 4, 3 * 8, 3 * 2 * 4
+        assert cost(path).least_bytes == looked_up + weights + given + result
+
+    def test_a_shape_that_is_not_known_is_no_figure(self, tmp_path: Path) -> None:
+        from harness.graph_cost import cost
+
+        node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+        found = cost(graph([node], {"x": ("batch", 4)}, {"w": (4, 5)}, tmp_path))  # type: ignore[dict-item]
+        assert (found.gflop, found.least_bytes) == (None, None)
+        assert cost(tmp_path / "nosuch.onnx").gflop is None
+
+    @pytest.mark.parametrize(
+        ("name", "options", "dims"),
+        [
+            ("gemm", {"n": 48, "k": 64}, {"m": 32}),
+            ("attention", {}, {"sequence": 32}),
+            ("conv-bn-silu", {}, {}),
+            ("bert-base", {"size": "tiny"}, {"sequence": 12}),
+            ("yolov8n", {}, {"height": 64, "width": 96}),
+        ],
+    )
+    def test_agrees_with_torchs_own_counter(
+        self, name: str, options: dict[str, Scalar], dims: dict[str, int], launcher: Launcher
+    ) -> None:
+        from harness.graph_cost import cost
+
+        recipe = Recipe(model=ModelSpec(name=name, options=options), dims={"batch": 1, **dims}, input_sets=1)
+        artifact, _ = ensure_artifact(recipe, launcher, on_progress=lambda _: None)
+        counted = cost(artifact.onnx_path)
+        assert artifact.manifest.gflop is not None
+        assert counted.gflop == pytest.approx(artifact.manifest.gflop, rel=0.01)
+        assert counted.least_bytes == artifact.manifest.least_bytes
+        assert counted.least_bytes is not None
+        moved = sum(4 * _elements(spec.shape) for spec in (*artifact.inputs, *artifact.outputs))
+        assert counted.least_bytes <= artifact.manifest.weights_bytes * 1.05 + 2 * moved
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
