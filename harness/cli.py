@@ -22,6 +22,7 @@ from harness.choosing import recommend
 from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
+from harness.history import cli as history
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 
@@ -143,6 +144,8 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 )
 @click.option("--cold", is_flag=True, help="Compile anew, also where an engine of an earlier run fits.")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run: its folder, its name, or: last")
+@history.label_option
+@history.store_option
 @options.out
 @_formats()
 @options.verbose
@@ -302,8 +305,8 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-for command in (localize, sensitivity):
-    cli.add_command(command)
+for _command in (localize, sensitivity, *history.COMMANDS):
+    cli.add_command(_command)
 
 
 def _explicit() -> set[str]:

@@ -23,6 +23,8 @@ from harness.errors import StoreError, UsageError
 from harness.evaluation import refuse_models
 from harness.export import Recipe, ensure_artifact
 from harness.formats import Wanted
+from harness.history.keeping import keep
+from harness.history.location import locate
 from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
 from harness.paths import cache_root, make_folder, users_path
@@ -39,7 +41,10 @@ SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
 DEFAULT_MODEL = "resnet50"
 NAMED_WEIGHTS = ("seeded", "pretrained")
-RESUMABLE = {"resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet"}
+RESUMABLE = {
+    "resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet",
+    "labels", "store",
+}  # fmt: skip
 """What may be given beside `--resume`; everything else is part of what was asked for the first time."""
 
 
@@ -48,6 +53,7 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     _refuse_conflicts(given, explicit)
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
+    location = locate(given["store"])
     folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
@@ -66,8 +72,11 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
                 shutil.rmtree(folder.path, ignore_errors=True)  # nothing was done: nothing is left behind
             raise
     run = comparison.run
-    if broken is None or any(workload.cases for workload in run.workloads):
-        formats.emit(summarize(run), wanted)
+    try:
+        if broken is None or any(workload.cases for workload in run.workloads):
+            formats.emit(summarize(run), wanted)
+    finally:  # also where the reader of the table leaves early
+        keep(run, folder, location)
     if given["verbose"]:
         _print_tracebacks(run)
     if broken is not None:
@@ -174,6 +183,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         environment=machine,
         ceilings=ceilings.of_machine(machine, settings.devices, ceilings.stored()),
         workloads=workloads,
+        labels=list(dict.fromkeys(given["labels"])),
+        project=environment.project(root),
         notes=[pinned.note] if pinned.note else [],
     )
     try:
@@ -274,7 +285,9 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
             changes[key] = given[name]
     if "memory_limit" in explicit:
         changes["memory_limit_bytes"] = int(given["memory_limit"] * 2**30)
-    return folder, msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **changes))
+    labels = list(dict.fromkeys([*run.labels, *given["labels"]]))
+    settings = msgspec.structs.replace(run.settings, **changes)
+    return folder, msgspec.structs.replace(run, settings=settings, labels=labels)
 
 
 def _machine(of: Environment) -> tuple[object, ...]:

@@ -5,7 +5,10 @@
     backends = ["eager", "onnxruntime", "tvm:trials=64"]
     threads = 2
 
-What the command line says comes first.
+What the command line says comes first. `[store]` is for all commands that use the history:
+
+    [store]
+    url = "postgresql://ci@db.example.org/harness"
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ FILE = Path("harness.toml")
 """Looked for in the working folder."""
 NOT_IN_FILE = {"help", "resume", "verbose", "quiet", "as_json", "lock_clocks"}
 """What belongs to one call, not to a project; and what changes the machine is to be asked for each time."""
+STORE = "store"
+URL = "url"
 
 
 def read(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
@@ -44,7 +49,34 @@ def read(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[st
         raise StoreError(f"{path} cannot be read: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise StoreError(f"{path} is not valid TOML: {exc}") from exc
-    return {name: _table(path, name, values, commands) for name, values in tables.items()}
+    store = _store(path, tables.pop(STORE, None))
+    defaults = {name: _table(path, name, values, commands) for name, values in tables.items()}
+    return _with_store(defaults, store, commands) if store is not None else defaults
+
+
+def _store(path: Path, values: object) -> str | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: {STORE} must be a table: [{STORE}] and its keys below it")
+    for key in values:
+        if key != URL:
+            raise _located(path, registry.unknown(f"key of [{STORE}]", key, [URL]))
+    url = values.get(URL)
+    if url is not None and not isinstance(url, str):
+        raise UsageError(f"{path}: [{STORE}] {URL}: {url!r} is not a path or a URL")
+    return url
+
+
+def _with_store(defaults: dict[str, Any], store: str, commands: Mapping[str, click.Command]) -> dict[str, Any]:
+    """Return the defaults with the store's place as that of every command that has such an option."""
+    out = dict(defaults)
+    for name, command in commands.items():
+        if any(parameter.name == STORE for parameter in command.params):
+            out[name] = {STORE: store, **out.get(name, {})}
+        if isinstance(command, click.Group):
+            out[name] = _with_store(out.get(name, {}), store, command.commands)
+    return out
 
 
 def _table(path: Path, name: str, values: object, commands: Mapping[str, click.Command]) -> dict[str, Any]:

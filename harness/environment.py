@@ -16,7 +16,7 @@ import psutil
 
 from harness import nvml
 from harness.errors import UnavailableError
-from harness.records import Environment
+from harness.records import Environment, Project
 from harness.topology import Topology, cpu_quota
 
 LIBRARIES = (
@@ -173,6 +173,26 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
         if name in wanted and name not in found:
             found[name] = distribution.version
     return dict(sorted(found.items()))
+
+
+def project(root: Path) -> Project | None:
+    """Return the commit of the git repository that a folder is in; None where there is none, or no commit yet."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    heads = dict(line[2:].split(" ", 1) for line in done.stdout.splitlines() if line.startswith("# branch."))
+    commit, branch = heads.get("branch.oid", "(initial)"), heads.get("branch.head")
+    if commit == "(initial)":
+        return None
+    changed = any(not line.startswith("#") for line in done.stdout.splitlines())
+    return Project(commit=commit, branch=None if branch == "(detached)" else branch, dirty=changed)
 
 
 def _os_name() -> str:

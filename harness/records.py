@@ -272,6 +272,16 @@ class Environment(Record, frozen=True, kw_only=True):
     microcode: str | None = None
 
 
+class Project(Record, frozen=True, kw_only=True):
+    """The git repository in which the command was given: the user's own, not that of harness."""
+
+    commit: str
+    branch: str | None = None
+    """None where no branch is checked out."""
+    dirty: bool = False
+    """Tracked files differ from the commit."""
+
+
 class ModelInfo(Record, frozen=True, kw_only=True):
     """What was compared on, once it was exported."""
 
@@ -417,6 +427,9 @@ class Run(Record, frozen=True, kw_only=True):
     workloads: list[Workload] = []
     wall_s: float = 0.0
     notes: list[str] = []
+    labels: list[str] = []
+    """Names by which the user finds it again in the history."""
+    project: Project | None = None
 
 
 CONTROL = "~control"

@@ -107,6 +107,11 @@ WHOLE = "reference"
 
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
+VIEWS = {
+    "difference": Entry("reports.tracking:difference"),
+    "listing": Entry("reports.tracking:listing"),
+}
+"""How the history is shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 
@@ -197,6 +202,11 @@ def report(name: str) -> Report:
         UsageError: No report has this name; the message suggests one.
     """
     return cast("type[Report]", _load("report format", name, _table("reports", REPORTS)))()
+
+
+def view(name: str) -> Callable[..., str]:
+    """Return what turns a part of the history into text."""
+    return cast("Callable[..., str]", _load("view", name, VIEWS))
 
 
 def advice_report() -> Callable[..., str]:

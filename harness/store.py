@@ -96,22 +96,31 @@ def load_run(folder: RunFolder) -> Run:
     """
     path = folder.path / RUN_FILE
     try:
-        content = path.read_bytes()
-        schema = msgspec.json.decode(content, type=_Versioned).schema
-        if schema != SCHEMA:
-            newer = schema > SCHEMA
-            raise StoreError(
-                f"{path} was written by {'a newer' if newer else 'an older'} harness: it has schema {schema}, and this "
-                f"one reads {SCHEMA}",
-                hint="update harness to read it" if newer else "measure again: harness compare",
-            )
-        return msgspec.json.decode(content, type=Run)
+        return decode_run(path.read_bytes(), str(path))
     except OSError as exc:
         raise StoreError(f"{path} cannot be read: {exc.strerror}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise StoreError(
             f"{path} is damaged: {exc}", hint=f"measure again: harness compare (logs are in {folder.logs})"
         ) from exc
+
+
+def decode_run(content: bytes, name: str) -> Run:
+    """Return the run of a `run.json`; `name` is what a message calls it.
+
+    Raises:
+        StoreError: It was written by a newer or an older harness.
+        msgspec.DecodeError: It is damaged; UnicodeDecodeError likewise.
+    """
+    schema = msgspec.json.decode(content, type=_Versioned).schema
+    if schema != SCHEMA:
+        newer = schema > SCHEMA
+        raise StoreError(
+            f"{name} was written by {'a newer' if newer else 'an older'} harness: it has schema {schema}, and this "
+            f"one reads {SCHEMA}",
+            hint="update harness to read it" if newer else "measure again: harness compare",
+        )
+    return msgspec.json.decode(content, type=Run)
 
 
 class _Versioned(msgspec.Struct):

@@ -51,6 +51,16 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """A figure over runs, a series a case. The table before it holds the same numbers."""
+
+    unit: str
+    runs: tuple[str, ...]
+    """What each is called below the axis, oldest first."""
+    series: tuple[tuple[str, tuple[float | None, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """Statements that belong together."""
 
@@ -98,4 +108,4 @@ class Sentence:
     text: str
 
 
-Block = Heading | Banners | Table | Legend | Plot | Section | Failures | Code | Sentence
+Block = Heading | Banners | Table | Legend | Plot | Timeline | Section | Failures | Code | Sentence

@@ -22,8 +22,9 @@ from reports.blocks import (
     Problem,
     Section,
     Sentence,
+    Timeline,
 )
-from reports.page import draw
+from reports.page import Page, draw
 from reports.table import Cell, Column, Table
 
 _MEANS_SOMETHING = re.compile(r"([\\`*_\[\]~#$])")
@@ -38,10 +39,14 @@ class Markdown(Report):
 
     def render(self, run: RunSummary, *, color: bool = False, width: int | None = None) -> str:
         """Return the document; `color` and `width` change nothing."""
-        page = draw(run)
-        blocks = [f"## {escape(page.title)}", *chain.from_iterable(map(_block, page.blocks))]
-        blocks.append(f"**{escape(page.closing)}**" if page.closing else "")
-        return "\n\n".join(block for block in blocks if block) + "\n"
+        return render_page(draw(run))
+
+
+def render_page(page: Page) -> str:
+    """Return a page as a Markdown document."""
+    blocks = [f"## {escape(page.title)}", *chain.from_iterable(map(_block, page.blocks))]
+    blocks.append(f"**{escape(page.closing)}**" if page.closing else "")
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def escape(text: str) -> str:
@@ -69,7 +74,7 @@ def _block(block: Block) -> Iterator[str]:
             yield "\n".join(_table(block))
         case Legend():
             yield from map(escape, block.texts)
-        case Plot():
+        case Plot() | Timeline():
             return  # the table before it holds the same numbers
         case Section() if block.title in FOLDED:
             lines = "\n".join(map(_item, block.lines))

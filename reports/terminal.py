@@ -12,10 +12,23 @@ import click
 
 from harness.api import Report
 from harness.summary import RunSummary
-from reports.blocks import Banners, Block, Code, Failures, Heading, Legend, Line, Plot, Problem, Section, Sentence
+from reports.blocks import (
+    Banners,
+    Block,
+    Code,
+    Failures,
+    Heading,
+    Legend,
+    Line,
+    Plot,
+    Problem,
+    Section,
+    Sentence,
+    Timeline,
+)
 from reports.formatting import columns, shorten
 from reports.page import Page, draw
-from reports.plot import draw_plot
+from reports.plot import draw_plot, draw_timeline
 from reports.table import Cell, Column, Emphasis, Table
 
 GAP = "  "
@@ -100,6 +113,9 @@ def _block(block: Block, paint: Paint, width: int | None) -> Iterator[str]:
             yield "\n".join(paint(_wrap(text, width), "muted") for text in block.texts)
         case Plot():
             if lines := draw_plot(block, width):
+                yield "\n".join(lines)
+        case Timeline():
+            if lines := draw_timeline(block, width):
                 yield "\n".join(lines)
         case Section():
             yield "\n".join([paint.bold(block.title), *_statements(block.lines, paint, width)])

@@ -46,6 +46,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_history() -> Iterator[None]:
+    """Keep the tests' comparisons out of the user's history. Tests of the history have their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_STORE", "none")
+        yield
+
+
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     """Start real workers, two threads each."""

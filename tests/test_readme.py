@@ -37,13 +37,19 @@ def commands() -> Iterator[str]:
 
 def test_commands_run(tmp_path: Path) -> None:
     seen = 0
+    variables = {**os.environ, "HARNESS_STORE": str(tmp_path / "history.sqlite")}
     for command in commands():
         words = shlex.split(command)
         if words[0] == "make":
             continue
         assert words[0] == ".venv/bin/harness", f"unknown kind of command: {command}"
         done = subprocess.run(
-            [sys.executable, str(RUN_CLI), *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300
+            [sys.executable, str(RUN_CLI), *words[1:]],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip(), command

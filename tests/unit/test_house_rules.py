@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from pathlib import Path
 
 import click
@@ -46,6 +47,7 @@ FRAMEWORKS = {
     "tensorrt_rtx",
 }
 HEAVY = {"numpy", "scipy", "rich", "pandas"}
+DATABASE = {"sqlalchemy", "alembic", "psycopg", "ruptures"}
 
 
 def name_of(path: Path) -> str:
@@ -90,7 +92,7 @@ def literals(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "harness").glob("*.py")), ids=name_of)
+@pytest.mark.parametrize("path", sorted((ROOT / "harness").glob("**/*.py")), ids=name_of)
 def test_no_backend_by_name_in_the_core(path: Path) -> None:
     found = [(line, text) for line, text in literals(tree_of(path)) if text in registry.BACKENDS]
     if name_of(path) in NAMES_LIBRARIES:
@@ -133,7 +135,7 @@ def test_no_framework_at_the_top_of_a_module(path: Path) -> None:
     assert not top_level_imports(tree_of(path)) & FRAMEWORKS
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "harness").glob("*.py")), ids=name_of)
+@pytest.mark.parametrize("path", sorted((ROOT / "harness").glob("**/*.py")), ids=name_of)
 def test_arrows_point_one_way(path: Path) -> None:
     imported = {
         name.partition(".")[0]
@@ -164,7 +166,13 @@ def imported_by(*arguments: str) -> set[str]:
 def test_help_imports_neither_frameworks_nor_anything_heavy(arguments: list[str]) -> None:
     found = imported_by("-m", "harness", *arguments)
     assert "click" in found
-    assert not found & (FRAMEWORKS | HEAVY)
+    assert not found & (FRAMEWORKS | HEAVY | DATABASE)
+
+
+def test_nothing_of_the_history_is_imported_while_measuring() -> None:
+    found = imported_by("-c", "import harness.commands, harness.worker")
+    assert "numpy" in found
+    assert not found & DATABASE, "they take memory and time from what is being measured"
 
 
 def test_every_registered_class_is_importable_without_its_framework() -> None:
@@ -182,7 +190,15 @@ def test_every_registered_class_is_importable_without_its_framework() -> None:
     assert not found & FRAMEWORKS
 
 
-COMMANDS = list(cli.commands.items())
+def every_command(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield all commands with their names, those of groups too."""
+    for name, command in group.commands.items():
+        yield f"{before}{name}", command
+        if isinstance(command, click.Group):
+            yield from every_command(command, f"{before}{name} ")
+
+
+COMMANDS = list(every_command(cli))
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
@@ -207,12 +223,20 @@ def test_every_option_has_a_help_text(option: click.Option) -> None:
 def test_every_command_of_an_example_parses() -> None:
     examples = [
         line.strip()
-        for command in [cli, *cli.commands.values()]
+        for command in [cli, *(command for _, command in COMMANDS)]
         for line in (command.help or "").splitlines()
         if line.strip().startswith("harness ")
     ]
     assert len(examples) >= len(COMMANDS)
     for example in examples:
         words = shlex.split(example.partition(" > ")[0])[1:]
-        command = cli.commands[words[0]]
-        command.make_context(words[0], words[1:])  # raises for an unknown option or a bad value
+        named = 2 if f"{words[0]} {words[1] if len(words) > 1 else ''}" in dict(COMMANDS) else 1
+        command = dict(COMMANDS)[" ".join(words[:named])]
+        command.make_context(words[0], words[named:])  # raises for an unknown option or a bad value
+
+
+def test_every_package_is_shipped() -> None:
+    shipped = ConfigParser()
+    shipped.read(ROOT / "setup.cfg")
+    folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in SOURCES}
+    assert folders == set(shipped["options"]["packages"].split())

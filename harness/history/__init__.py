@@ -1,0 +1,16 @@
+"""The history: every run in one database, and what it says of a case over time.
+
+| module | what |
+|---|---|
+| `keys` | what must be equal for two cases to be compared, and what may have changed |
+| `points` | one case of one run as numbers: what the tables hold |
+| `location` | which database: an option, a variable, a default |
+| `schema`, `migrations/` | the tables, and how they came to be |
+| `database` | a connection to them, and what goes wrong with one |
+| `store` | runs in and out, labels, baselines, what is kept for how long |
+| `keeping` | what a finished comparison does with its run; runs that wait for a server |
+| `changes` | a case then and now: statistics |
+| `commands_*`, `cli` | what the user types |
+
+SQLAlchemy is imported by `schema`, `database`, `store` and `migrations` only, and those when a command needs them.
+"""

@@ -1,0 +1,27 @@
+"""What the history shows, in the formats that people read: entry points by name, see `harness.registry.VIEWS`."""
+
+from __future__ import annotations
+
+from harness.history.diff import Difference
+from harness.history.points import Listing
+from reports import markdown, terminal
+from reports.changes import draw_difference
+from reports.page import Page
+from reports.timelines import draw_listing
+
+
+def listing(found: Listing, *, format_: str, color: bool = False, width: int | None = None) -> str:
+    """Return what `harness history` prints."""
+    return rendered(draw_listing(found), format_=format_, color=color, width=width)
+
+
+def difference(found: Difference, *, format_: str, color: bool = False, width: int | None = None) -> str:
+    """Return what `harness diff` prints."""
+    return rendered(draw_difference(found), format_=format_, color=color, width=width)
+
+
+def rendered(page: Page, *, format_: str, color: bool = False, width: int | None = None) -> str:
+    """Return a page as text; Markdown has neither colour nor width."""
+    if format_ == "markdown":
+        return markdown.render_page(page)
+    return terminal.render_page(page, color=color, width=width)
