@@ -66,6 +66,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ma
     return make
 
 
+def take_signals() -> None:
+    """Take back what a background job ignores: children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def hold(machine: Machine, body: str, rate: object = 1800) -> subprocess.Popen[str]:
     code = HOLDER.format(rate=rate, body=body)
     process = subprocess.Popen(
@@ -75,6 +81,7 @@ def hold(machine: Machine, body: str, rate: object = 1800) -> subprocess.Popen[s
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=take_signals,
     )
     assert process.stdout is not None
     while (line := process.stdout.readline()) and "holding" not in line:

@@ -92,7 +92,7 @@ def marked(worker: Worker) -> list[psutil.Process]:
 
 
 def wait_until(happened: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.02)
     return happened()
