@@ -21,7 +21,7 @@ from harness.paths import FREE_SPACE, link_or_copy, make_folder, write_atomicall
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
 TENSORS = ("inputs-*.safetensors", "reference-*.safetensors", "golden-*.safetensors")
-WORKER_HALF = ("converter", "inputs", "images", "masks", "narrowing", "weights")
+WORKER_HALF = ("converter", "halving", "inputs", "images", "masks", "narrowing", "weights")
 """Modules of ours on which every conversion depends."""
 
 

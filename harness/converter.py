@@ -6,7 +6,6 @@ Imports onnx and its tools, so only workers import this module. `harness/convers
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness import inputs, protocol, registry, weights
 from harness.artifact import Artifact
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
+from harness.halving import beyond, halved
 from harness.masks import masking_nodes
 from harness.measure import StageClock
 from harness.narrowing import between_casts
@@ -36,8 +36,6 @@ BFLOAT16_OPSET = 22
 """The first in which convolutions and their like know bfloat16."""
 FLOAT8_OPSET = 19
 """The first in which QuantizeLinear knows float8."""
-CUT = "will be truncated"
-"""What the converter says of a constant that float16 cannot hold."""
 
 
 def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
@@ -61,22 +59,18 @@ def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
 
 def _half(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:
     import onnx
-    from onnxconverter_common import float16
 
     progress("converting to float16", None, None)
     model = onnx.load(source.onnx_path)
     large = source.manifest.weights_bytes > ONE_FILE_BYTES
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
-            half = float16.convert_float_to_float16(
-                model, keep_io_types=True, disable_shape_infer=large, node_block_list=list(request.keep)
-            )
-        except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
-            raise failed("the graph cannot be converted to float16", exc) from exc
-    _save(half, target, large)
-    cut = sum(CUT in str(entry.message) for entry in said)
+    cut = beyond(model)
+    try:
+        # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
+        half = halved(model, request.keep, infer_shapes=not large)
+        _save(half, target, large)
+        onnx.checker.check_model(target, full_check=True)
+    except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
+        raise failed("the graph cannot be converted to float16", exc) from exc
     return [f"fp16: {cut} constants of the graph do not fit into float16 and were cut to its range"] if cut else []
 
 
