@@ -20,7 +20,6 @@ from harness.compare import Comparison
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.errors import StoreError, UsageError
-from harness.evaluation import refuse_models
 from harness.export import Recipe, ensure_artifact
 from harness.formats import Wanted
 from harness.history.keeping import keep
@@ -32,6 +31,7 @@ from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
 from harness.records import Environment, Run, Settings
+from harness.sources import calibration_source, dataset_source
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -134,6 +134,7 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
+    dataset = dataset_source(given["dataset"], specs) if given["dataset"] else None
     settings = Settings(
         models=models,
         suite=given["suite"],
@@ -142,10 +143,10 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=calibration_path(given["calibration"]),
+        calibration=calibration_source(given["calibration"], specs, dataset),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
-        dataset=_dataset(given["dataset"], specs),
+        dataset=dataset,
         max_samples=given["max_samples"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
@@ -193,28 +194,6 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
-
-
-def calibration_path(path: str | None) -> str | None:
-    """Return the absolute path of the user's calibration inputs.
-
-    Raises:
-        UsageError: They are not there.
-    """
-    if path is None:
-        return None
-    if not users_path(path).exists():
-        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
-    return str(users_path(path))
-
-
-def _dataset(text: str | None, specs: list[ModelSpec]) -> str | None:
-    if text is None:
-        return None
-    kind, colon, paths = text.partition(":")
-    absolute = ",".join(str(users_path(path)) for path in paths.split(",")) if paths else ""
-    refuse_models(f"{kind}{colon}{absolute}", specs)
-    return f"{kind}{colon}{absolute}"
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from harness import protocol
 from harness.artifact import MANIFEST, Artifact, sha256
+from harness.datasets import KINDS
 from harness.environment import library_versions
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.export import exports_root
@@ -21,7 +22,18 @@ from harness.paths import FREE_SPACE, link_or_copy, make_folder, write_atomicall
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
 TENSORS = ("inputs-*.safetensors", "reference-*.safetensors", "golden-*.safetensors")
-WORKER_HALF = ("converter", "halving", "inputs", "images", "masks", "narrowing", "weights")
+WORKER_HALF = (
+    "calibrating",
+    "converter",
+    "datasets",
+    "halving",
+    "inputs",
+    "images",
+    "masks",
+    "narrowing",
+    "quantising",
+    "weights",
+)
 """Modules of ours on which every conversion depends."""
 
 
@@ -29,7 +41,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the scales of a quantised graph are found."""
 
     source: str | None = None
-    """Absolute path of the user's own calibration inputs; None: drawn as the judged ones are, from another seed."""
+    """The user's own calibration inputs, as `harness.sources` has them; None: drawn, from another seed."""
     samples: int = 64
     method: str = "minmax"
 
@@ -156,6 +168,16 @@ def _contents(source: str | None) -> list[str]:
     """Return the digests of the user's calibration files: one that changed makes another graph."""
     if source is None:
         return []
-    path = Path(source)
-    files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
-    return [source, *(f"{one.name} {sha256(one)}" for one in files)]
+    kind, _, rest = source.partition(":")
+    paths = [Path(one) for one in rest.split(",")] if kind in KINDS else [Path(source)]
+    files = [
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+    ]
+    # A data set may be all of ImageNet: its images are told by size and time, what is one file by its content.
+    told = [file for path in paths if path.is_dir() and kind in KINDS for file in files if path in file.parents]
+    return [source, *(_told(file) if file in set(told) else f"{file.name} {sha256(file)}" for file in files)]
+
+
+def _told(file: Path) -> str:
+    status = file.stat()
+    return f"{file} {status.st_size} {status.st_mtime_ns}"

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'harness[datasets]'"
 TOP = 5
 CLASSES_FILE = "classes.txt"
+DIGITS = "digits"
+KINDS = (DIGITS, "folder", "coco", "pairs")
+"""What stands before the colon of `--dataset`."""
 LISTED = 3
 
 
@@ -244,7 +247,7 @@ def open_dataset(text: str) -> Dataset:
     from harness.sentence_pairs import SentencePairs
 
     kinds: dict[str, type[Dataset]] = {
-        "digits": DigitImages,
+        DIGITS: DigitImages,
         "folder": ImageFolder,
         "coco": CocoDetection,
         "pairs": SentencePairs,
@@ -252,7 +255,7 @@ def open_dataset(text: str) -> Dataset:
     kind, _, rest = text.partition(":")
     if kind not in kinds:
         raise registry.unknown("kind of data set", kind, kinds)
-    if bool(rest) == (kind == "digits"):
+    if bool(rest) == (kind == DIGITS):
         forms = "digits, folder:PATH, coco:ANNOTATIONS.json,IMAGES, pairs:FILE.tsv"
         raise UsageError(f"--dataset {text} is incomplete or has too much", hint=f"known are {forms}")
     return kinds[kind](text)

@@ -37,7 +37,10 @@ def beyond(model: Any) -> int:
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
-    tensors = [*graph.initializer, *(given.t for node in graph.node for given in node.attribute if given.name == "value")]
+    tensors = [
+        *graph.initializer,
+        *(given.t for node in graph.node for given in node.attribute if given.name == "value"),
+    ]
     arrays = (numpy_helper.to_array(one) for one in tensors if one.data_type == TensorProto.FLOAT)
     return sum(bool((np.isfinite(array) & (np.abs(array) > HALF_MAX)).any()) for array in arrays)
 

@@ -111,9 +111,9 @@ def precision(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--calibration",
-                metavar="PATH",
-                help="Inputs to calibrate int8 and fp8 on: an .npz file, or a folder of such or of images.  "
-                "[default: drawn from the seed]",
+                metavar="PATH|SPEC",
+                help="Inputs to calibrate int8 and fp8 on: an .npz file, a folder of such or of images, or a data set "
+                "as --dataset has it.  [default: drawn from the seed]",
             ),
             click.option(
                 "--calibration-samples",
