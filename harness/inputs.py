@@ -230,6 +230,8 @@ def _from_images(
         )
     spec = specs[0]
     shape = spec.at(dims)
+    if not preprocessing.height and len(shape) == 4:
+        preprocessing = images.sized(preprocessing, *shape[2:])
     item = (3, preprocessing.height, preprocessing.width)
     if shape[1:] != item:
         raise UsageError(f"{path}: images become {list(item)}, input '{spec.name}' takes {list(shape[1:])}")
