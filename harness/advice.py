@@ -208,7 +208,7 @@ def _agreement(row: CaseSummary) -> Estimate | None:
 
 
 def _accuracy(row: CaseSummary) -> Estimate | None:
-    """Return the leading metric on the run's data set; the sample is the same for all cases, so there is no interval."""
+    """Return the leading metric on the run's data set. All cases answered the same samples: there is no interval."""
     accuracy = row.case.accuracy
     return exactly(next(iter(accuracy.metrics.values()), None)) if accuracy else None
 
