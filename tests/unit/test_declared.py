@@ -10,6 +10,7 @@ from PIL import Image
 
 from harness import images, inputs, registry
 from harness.agreement import GAUGES
+from harness.api import InputSpec
 from harness.artifact import Manifest, TensorSpec
 from harness.datasets import image_input, open_dataset
 from harness.errors import UsageError
@@ -81,7 +82,7 @@ def test_images_become_the_size_of_the_input(tmp_path: Path, settings: str) -> N
     array = images.read(folder / "0.png", wanted)
     assert array.shape == SHAPE[1:]
     model = registry.model(spec)
-    (one,) = inputs.read(folder, [inputs.InputSpec(name="x", dtype="float32", shape=SHAPE)], {}, model.preprocessing)
+    (one,) = inputs.read(folder, [InputSpec(name="x", dtype="float32", shape=SHAPE)], {}, model.preprocessing)
     np.testing.assert_array_equal(one["x"][0], array)
     red = array[0, 14, 14]
     assert red == pytest.approx((1 - 0.485) / 0.229 if settings.endswith("net") else 1.0, rel=1e-5)
