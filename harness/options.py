@@ -65,7 +65,7 @@ def subject(command: Callable[..., Any]) -> Callable[..., Any]:
                 multiple=True,
                 show_default="resnet50",
                 help="Comma-separated: a name of harness models, a .onnx or .pt2 file, package.module:factory, "
-                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny",
+                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny, net.onnx:task=detection,images=letterbox",
             ),
             click.option(
                 "--dim",
