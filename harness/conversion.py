@@ -169,13 +169,15 @@ def _contents(source: str | None) -> list[str]:
     if source is None:
         return []
     kind, _, rest = source.partition(":")
-    paths = [Path(one) for one in rest.split(",")] if kind in KINDS else [Path(source)]
-    files = [
-        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
-    ]
-    # A data set may be all of ImageNet: its images are told by size and time, what is one file by its content.
-    told = [file for path in paths if path.is_dir() and kind in KINDS for file in files if path in file.parents]
-    return [source, *(_told(file) if file in set(told) else f"{file.name} {sha256(file)}" for file in files)]
+    if kind not in KINDS:
+        path = Path(source)
+        files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+        return [source, *(f"{one.name} {sha256(one)}" for one in files)]
+    # A data set may be all of ImageNet: the files of a folder are told by size and time, single ones by content.
+    told = [source]
+    for path in map(Path, rest.split(",")):
+        told += map(_told, sorted(path.rglob("*"))) if path.is_dir() else [f"{path.name} {sha256(path)}"]
+    return told
 
 
 def _told(file: Path) -> str:

@@ -21,7 +21,7 @@ from harness.masks import masking_nodes
 from harness.measure import StageClock
 from harness.narrowing import between_casts
 from harness.precisions import CONVERTERS
-from harness.quantising import PRODUCTS, name_nodes, quantised_nodes
+from harness.quantising import PRODUCTS, make_ready, quantised_nodes
 from harness.references import failed
 
 OnStep = Callable[[str, int | None, int | None], None]
@@ -133,7 +133,7 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
         except Exception:  # its symbolic inference fails on some graphs; where all sizes are known ONNX's own will do
             quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=True)
-        name_nodes(prepared)
+        make_ready(prepared)
         masking = masking_nodes(prepared)
         if not (chosen := [name for name in quantised_nodes(prepared) if name not in {*masking, *request.keep}]):
             raise UnsupportedError(

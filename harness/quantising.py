@@ -13,6 +13,8 @@ attention weights of 1/128 turns them to zero, and the outliers of a transformer
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = ("Gemm", "MatMul")
 """Their results stay in float32."""
+MADE = re.compile(r"_token_(\d+)$")
+"""How names end that ONNX Runtime makes for tensors of its own."""
 HANDS_ON = frozenset(
     {
         "Add",
@@ -39,20 +43,42 @@ HANDS_ON = frozenset(
 """Operators whose result has the scale of what they are given, or nearly so."""
 
 
-def name_nodes(path: Path) -> None:
-    """Give each node of an ONNX file that has no name one: quantisation is told by names what to leave alone."""
+def make_ready(path: Path) -> None:
+    """Give each node of an ONNX file that has no name one, and each tensor that ONNX Runtime named another.
+
+    Quantisation is told by names what to leave alone. And ONNX Runtime counts anew when it loads what it has written:
+    it then makes `gemm_input_shape_token_0` once more, and refuses the graph that has it already.
+    """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     taken = {node.name for node in model.graph.node}
-    nameless = [node for node in model.graph.node if not node.name]
-    for number, node in enumerate(nameless):
-        node.name = next(
-            name for extra in range(len(taken) + 1) if (name := f"{node.op_type}_{number}" + "_" * extra) not in taken
-        )
-        taken.add(node.name)
-    if nameless:
-        onnx.save(model, path)
+    for node in model.graph.node:
+        node.name = node.name or _free(node.op_type, taken)
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
+    _rename(model.graph, fixed)
+    onnx.save(model, path)
+
+
+def _rename(graph: Any, fixed: Collection[str]) -> None:  # a GraphProto, which is not typed
+    def other(name: str) -> str:
+        return name if name in fixed else MADE.sub(r"__made_\1", name)
+
+    for entry in (*graph.initializer, *graph.value_info):
+        entry.name = other(entry.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = map(other, list(names))
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g, fixed)
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """Return a name that is not taken, and take it."""
+    name = next(name for number in itertools.count() if (name := f"{stem}_{number}") not in taken)
+    taken.add(name)
+    return name
 
 
 def quantised_nodes(path: Path) -> list[str]:

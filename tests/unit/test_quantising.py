@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from harness.quantising import name_nodes, quantised_nodes
+from harness.quantising import make_ready, quantised_nodes
 
 Nodes = list[tuple[str, list[str], str]]
 
@@ -67,6 +67,15 @@ def test_nameless_nodes_get_names_of_their_own(tmp_path: Path) -> None:
     nodes: Nodes = [("MatMul", ["x", "w"], "q"), ("Tanh", ["q"], "t"), ("MatMul", ["t", "w"], "out")]
     path = graph(tmp_path / "nameless.onnx", nodes, [4, 4], named=False)
     assert quantised_nodes(path) == ["", ""]
-    name_nodes(path)
+    make_ready(path)
     assert len(set(quantised_nodes(path))) == 2
     assert "" not in quantised_nodes(path)
+
+
+def test_what_onnx_runtime_has_named_gets_other_names(tmp_path: Path) -> None:
+    nodes: Nodes = [("MatMul", ["x", "w"], "gemm_input_token_7"), ("Tanh", ["gemm_input_token_7"], "y_token_1")]
+    path = graph(tmp_path / "named.onnx", nodes, [4, 4])
+    make_ready(path)
+    first, second = onnx.load(path).graph.node
+    assert list(first.output) == list(second.input) == ["gemm_input__made_7"]
+    assert list(second.output) == ["y_token_1"], "outputs keep their names"
