@@ -3,11 +3,11 @@
     python benchmarks/trends.py
     python benchmarks/trends.py --series 100
 
-Every detector proposes places in the same invented series, a value a run; `harness.history.steps` then asks for the same
-proof, so that the columns differ by the search alone. One row is what it would be without that proof. Noise is 2 %, and
-one run in twenty, never two in a row, is a spike of up to twice the level.
+Every detector proposes places in the same invented series, a value a run; `harness.history.steps` then asks for the
+same proof, so that the rows differ by the search alone; in one row there is no proof. Noise is 2 %, and one run in
+twenty, never two in a row, is a spike of up to twice the level.
 
-hit        share of series of 30 runs, then 30 a step higher or lower, in which a step is found within 3 runs of the place
+hit        share of series of 30 runs, then 30 a step higher or lower, in which one is found within 3 runs of the place
 seen       share in which any step of that direction is found
 delay      runs after the step until it is found, looking after every run; the median over those found
 false      share of series of 40 runs without a step in which one is found
@@ -175,7 +175,9 @@ def main() -> int:
         rows.append((name, few, *shown, f"{of_steps[1][3]:.3f}", false, false_12, at_any, f"{each_ms:.2f}"))
         print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
         if name == DEFAULT:
-            missed += [f"{step:.3g}" for step, (_, seen, _, _) in zip(STEPS, of_steps, strict=True) if seen < LEAST_SEEN]
+            missed += [
+                f"{step:.3g}" for step, (_, seen, _, _) in zip(STEPS, of_steps, strict=True) if seen < LEAST_SEEN
+            ]
             missed += ["false"] * (false > MOST_FALSE) + ["false, 12"] * (false_12 > MOST_FALSE)
     titles = [f"{step:.3g}x: hit seen delay" for step in STEPS]
     headers = ["search", "series", *titles, "covered", "false", "false, 12", "ever", "ms a series"]

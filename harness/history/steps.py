@@ -2,22 +2,41 @@
 
 `find_steps()` takes the logs of one figure a run and returns its steps, in three parts:
 
-noise     The median absolute difference from one run to the next. A spike is in two of these differences, a step in one.
-search    Where the distribution changes: ruptures' `KernelCPD` with a Gaussian kernel of the values over their noise. By
-          that kernel a spike is as far off as any other value far off is, however high it is.
-proof     Each place is then held to three limits, the weakest is struck out first and its sides are joined: the levels
-          differ by `least`, and by `CLEAR` standard errors; and `HOLD` runs on either side are nearer to their own
-          level than to the other. Less than that is a spike.
+noise     The median absolute difference from one run to the next. A spike is in two of these, a step in one.
+search    Where the distribution changes: ruptures' `KernelCPD` with a Gaussian kernel of the values over their noise.
+          By that kernel a spike is as far off as any other value far off is, however high it is.
+proof     Each place is then held to three limits; the weakest that fails one is struck out and its sides are joined,
+          until none fails. The levels differ by `least`, and by `CLEAR` standard errors; and on either side `HOLD` runs
+          are nearer to their own level than to the other. Less than that is a spike.
 
 A level is the mean of its runs, each no farther from their median than two deviations: nearly as precise as a mean, and
 as safe from spikes as a median (P. J. Huber 1964, doi:10.1214/aoms/1177703732, one step). The deviation is that of all
 runs from the medians of their levels.
 
-FIGURES
+What `python benchmarks/trends.py` printed, for noise of 2 % in which one run in twenty is a spike of up to twice the
+level: hit within 3 runs of its place for steps of 1.25x and 1.05x in the middle of 60 runs and the median of runs until
+then; alarms in 40 runs without a step, at the end of them and after any of the runs; time for 60 runs. 400 series, 100
+where the search is slow.
+
+| search                       | 1.25x    | 1.05x     | false  | ever   | time   |
+|------------------------------|----------|-----------|--------|--------|--------|
+| `KernelCPD`, Gaussian        | 100 %, 3 | 98.8 %, 5 | 0.1 %  | 3.5 %  | 0.1 ms |
+| the same without the proof   | 100 %, 3 | 98.8 %, 5 | 0.3 %  | 5.8 %  | 0.1 ms |
+| `Pelt`, Gaussian             | 100 %, 3 | 97 %, 5   | 0.5 %  | 5 %    | 13 ms  |
+| `Binseg`, Gaussian           | 100 %, 3 | 97 %, 5   | 0.5 %  | 5 %    | 0.5 ms |
+| `Window`, Gaussian           | 100 %, 3 | 77 %, 5   | 0.0 %  | 1 %    | 1.5 ms |
+| `Pelt`, absolute differences | 100 %, 3 | 93 %, 4   | 2.5 %  | 20 %   | 21 ms  |
+| `Binseg`, the same           | 100 %, 3 | 95 %, 4   | 2.0 %  | 20 %   | 1.9 ms |
+| twice its penalty            | 100 %, 3 | 93 %, 9   | 0.0 %  | 4 %    | 1.5 ms |
+| `KernelCPD`, squares         | 99.5 %, 3| 85.5 %, 4 | 3.9 %  | 22 %   | 0.3 ms |
+| three runs beyond 2 sd       | 100 %, 3 | 37.8 %, 5 | 0.6 %  | 7 %    | 0.8 ms |
+
+Every search finds all steps of 2.7x after 3 runs. 99 % of the default's intervals of a step of 1.25x hold it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -101,16 +120,16 @@ def by_kernel(scaled: Floats) -> list[int]:
     return [int(at) for at in algorithm.fit_predict(scaled.reshape(-1, 1), pen=PENALTY)[:-1]]
 
 
-def noise(values: Floats) -> float:
+def noise(values: Floats | Sequence[float]) -> float:
     """Return the standard deviation of values around their levels, wherever these are."""
-    differences = np.diff(values)
+    differences = np.diff(np.asarray(values))
     spread = np.median(np.abs(differences - np.median(differences)))
     return max(TO_DEVIATION * float(spread) / math.sqrt(2), STEADY)
 
 
 def shifts(values: Floats, limits: Sequence[int]) -> list[Shift]:
     """Return the moves between neighbouring levels, whose limits include 0 and the number of values."""
-    parts = [values[start:end] for start, end in zip(limits, limits[1:], strict=False)]
+    parts = [values[start:end] for start, end in itertools.pairwise(limits)]
     spread = max(deviation(np.concatenate([part - np.median(part) for part in parts]).tolist()), STEADY)
     levels = [_level(part, spread) for part in parts]
     return [
