@@ -52,9 +52,7 @@ def draw_trends(found: Trends) -> Page:
 
 
 def _table(steps: _Found) -> Table:
-    def column(
-        key: str, title: str, cells: list[Cell], unit: str = "", *, left: bool = False
-    ) -> tuple[Column, list[Cell]]:
+    def column(key: str, title: str, cells: list[Cell], unit: str = "", *, left: bool = False) -> Drawn:
         return Column(key=key, title=title, unit=unit, align="left" if left else "right"), cells
 
     return assembled(
