@@ -1,6 +1,6 @@
 """The command line: what the user types, turned into calls. Frameworks are never imported here.
 
-Exit codes: 0 all asked for is ok; 1 a gate failed (drift); 2 wrong usage, or files that cannot be read or
+Exit codes: 0 all asked for is ok; 1 a gate failed (drift, a regression); 2 wrong usage, or files that cannot be read or
 written; 3 a case that was asked for by name has no result; 130 interrupted.
 """
 
@@ -23,6 +23,7 @@ from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
+from harness.history.cli_check import check
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 
@@ -180,7 +181,7 @@ def compare(**given: Any) -> int:
     """
     from harness.commands import run_compare
 
-    return run_compare(given, _explicit())
+    return run_compare(given, given_on_the_command_line())
 
 
 @cli.command()
@@ -305,11 +306,11 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-for _command in (localize, sensitivity, *history.COMMANDS):
+for _command in (localize, sensitivity, check, *history.COMMANDS):
     cli.add_command(_command)
 
 
-def _explicit() -> set[str]:
+def given_on_the_command_line() -> set[str]:
     """Return the names of the parameters that were given on the command line."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
