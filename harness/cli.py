@@ -26,6 +26,7 @@ from harness.history import cli as history
 from harness.history.cli_check import check
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
+from harness.suite_cli import init, run
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -59,13 +60,16 @@ def cli(context: click.Context, config: Path | None) -> None:
     Examples:
       harness compare --model resnet50 --backends all
       harness compare --model path/to/model.onnx --backends onnxruntime,tvm --quick
+      harness init
+      harness run default
       harness models
       harness show last --format markdown
       harness doctor
     """
     from harness.config import FILE, read
 
-    if config is not None or FILE.is_file():
+    replaced = context.invoked_subcommand == init.name  # whatever is wrong with the file
+    if config is not None or (FILE.is_file() and not replaced):
         assert isinstance(context.command, click.Group)
         context.default_map = read(config or FILE, context.command.commands)
 
@@ -204,7 +208,8 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
     return OK
 
 
-cli.add_command(recommend)
+for _command in (run, init, recommend):
+    cli.add_command(_command)
 
 
 @cli.command()
