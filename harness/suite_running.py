@@ -138,7 +138,7 @@ def _refuse_early(suite: Suite, overrules: dict[str, Any]) -> None:
     """Find mistakes before the first comparison starts; the comparison itself would find them, maybe hours later."""
     given = _given(suite, overrules)
     try:
-        refuse_conflicts(given, set(suite.compare))
+        refuse_conflicts(given | {"resume": None}, set(suite.compare))
         parse_variants(list(given["backends"]))
         parse_precisions(given["precisions"])
         asked_models(list(given["models"]), given["suite"], Path.cwd())
