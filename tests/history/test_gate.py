@@ -33,7 +33,8 @@ def put(day: int, **fields: Any) -> str:
     """Store a run of one day; return its id."""
     name = f"2026-03-{day:02}T00-00-00-resnet50"
     history = History(Location(path=Path(os.environ["HARNESS_STORE"])), create=True)
-    history.add(a_run(name, **({"created": f"2026-03-{day:02}T00:00:00Z", "seed": day} | fields)))
+    ordinary: dict[str, Any] = {"created": f"2026-03-{day:02}T00:00:00Z", "seed": day}
+    history.add(a_run(name, **(ordinary | fields)))
     return name
 
 
@@ -127,7 +128,7 @@ def test_limits_come_from_the_file_and_the_command_line_comes_first(held: Harnes
 
 
 def test_what_nothing_explains_is_said_and_does_not_fail(harness: Harness) -> None:
-    alone = {"cases": {ORT: 5.0}, "baseline": ORT}
+    alone: dict[str, Any] = {"cases": {ORT: 5.0}, "baseline": ORT}
     put(1, **alone)
     put(2, **(alone | {"machine": 1.3}))
     done = harness("check", "--against", "last:1", "--no-remeasure")
@@ -202,7 +203,7 @@ def checked(now: float, again: float | None, *, quick: bool = False) -> Check:
     """Return the check of a run in which one case takes so long, measured again where that is given."""
     fields: dict[str, Any] = {"launches": 1} if quick else {}
     before = side("then", points_of(a_run(seed=1, **fields)))
-    upgraded = {"versions": {ORT: "1.32.0"}}
+    upgraded: dict[str, Any] = {"versions": {ORT: "1.32.0"}}
     after = side("now", points_of(a_run(seed=2, cases=BOTH | {ORT: now}, **upgraded, **fields)))
     first = judge(before, after, {}, Limits())
     if again is None:
