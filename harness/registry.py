@@ -108,10 +108,10 @@ WHOLE = "reference"
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 VIEWS = {
-    "annotations": Entry("reports.gate:annotations"),
     "check": Entry("reports.tracking:check"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
+    "remarks": Entry("reports.gate:remarks"),
     "trends": Entry("reports.tracking:trends"),
 }
 """How the history is shown: functions that return text."""

@@ -1,4 +1,4 @@
-"""What `harness check` found, as people read it: the verdict, what is worse, what turned out well, what was not compared."""
+"""What `harness check` found, as people read it: the verdict, what is worse, what is not, what was not compared."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draw_check(check: Check) -> Page:
     if rows:
         marks = [_mark(one) for one in check.judged]
         table = change_table(rows, [(Column(key="check", title="check", align="left"), marks)])
-        blocks += [table, Legend(texts=tuple([*legend(rows), *_legend(check)]))]
+        blocks += [table, Legend(texts=(*legend(rows), *_legend(check)))]
     for title, lines in (
         ("regressions", [*regressions(check)]),
         ("suspicious, and gone when measured again", [*_stated(check, "unconfirmed")]),
@@ -86,7 +86,7 @@ def closing(check: Check) -> str:
     return f"{counted(len(bad), 'regression', 'regressions')} in {compared}: {names}."
 
 
-def annotations(check: Check, most: int = 10) -> list[tuple[str, str, str]]:
+def remarks(check: Check, most: int = 10) -> list[tuple[str, str, str]]:
     """Return level, title and message of what a workflow is to be told; of each level at most what it shows."""
     if check.outcome == "nothing compared":
         return [("error", "harness check", closing(check))]
@@ -219,8 +219,8 @@ def _legend(check: Check) -> Iterator[str]:
         )
     if any(figure.first for one in check.judged for figure in one.figures):
         yield (
-            "What was measured again is judged on all measurements together; a figure with one value a run must be over "
-            "its limit in each."
+            "What was measured again is judged on all measurements together; a figure with one value a run must be "
+            "over its limit in each."
         )
 
 

@@ -24,8 +24,8 @@ def render(check: Check) -> str:
     """Return the document."""
     root = ElementTree.Element("testsuites", name=clean(f"harness check {check.after.name}"))
     workloads = [one.row.workload for one in check.judged]
-    others = [one.workload for one in [*check.missing, *check.unlike]]
-    for workload in dict.fromkeys([*workloads, *others]):
+    workloads += [one.workload for one in check.missing] + [one.workload for one in check.unlike]
+    for workload in dict.fromkeys(workloads):
         _suite(root, workload, check)
     if check.outcome == "nothing compared":
         suite = ElementTree.SubElement(root, "testsuite", name="harness check")

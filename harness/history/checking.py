@@ -91,9 +91,9 @@ def _report(checked: Check, wanted: list[Wanted]) -> None:
         if format_ == "json":
             # Encoding turns NaN and infinities into null, which the standard library's encoder cannot.
             return msgspec.json.format(msgspec.json.encode(checked), indent=2).decode() + "\n"
-        return registry.view("check")(checked, format_=format_, color=color, width=width)
+        return str(registry.view("check")(checked, format_=format_, color=color, width=width))
 
     github.summarize(lambda: rendered("markdown", color=False, width=None))
-    for line in github.annotations(lambda: registry.view("annotations")(checked)):
+    for line in github.workflow_commands(lambda: registry.view("remarks")(checked)):
         click.echo(line, err=True)
     formats.emit_all(rendered, wanted)

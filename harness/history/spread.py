@@ -1,13 +1,14 @@
 """Figures that have one value a run, then and now: what their history says of how they vary.
 
-Compile time, memory and the size of an engine are measured once a run. How much such a figure varies by itself is learnt
-from the earlier runs of the same case: the spread of one value is the median absolute deviation of the logarithms'
-successive differences over the root of two. A step, such as an earlier upgrade left, is in one of the differences only
-and hardly moves their median; a plain deviation of the values would take it for noise, and go blind.
+Compile time, memory and the size of an engine are measured once a run. How much such a figure varies by itself is
+learnt from the earlier runs of the same case: the spread of one value is the median absolute deviation of the
+logarithms' successive differences over the root of two. A step, such as an earlier upgrade left, is in one of the
+differences only and hardly moves their median; a plain deviation of the values would take it for noise, and go blind.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def figure_change(
 
 def spread(logs: Sequence[float]) -> float:
     """Return the standard deviation of one value, from at least `MANY` of them in the order of time."""
-    steps = [after - before for before, after in zip(logs, logs[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(logs)]
     return deviation(steps) / math.sqrt(2)
 
 
