@@ -16,6 +16,7 @@ from harness.cli import INTERRUPTED, OK, cli
 from harness.commands import DEFAULT_MODEL, compared, refuse_conflicts
 from harness.config import FILE
 from harness.errors import HarnessError, StoreError, UsageError
+from harness.formats import Wanted
 from harness.plan import parse_variants
 from harness.precisions import parse_precisions
 from harness.store import RunFolder, load_run
@@ -24,6 +25,10 @@ from harness.workloads import asked_models
 
 MEANS = {0: "ok", 1: "failed", 2: "could not be done", 3: "a case has no result", INTERRUPTED: "interrupted"}
 """Exit code -> word of the summary."""
+
+
+FOR_PEOPLE = ("terminal", "markdown")
+"""Formats on stdout after which the gate's report may follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +171,7 @@ def _run(part: Part, explicit: set[str], *, alone: bool) -> int:
             click.echo(f"or: harness run {' '.join(part.suites)} --resume {folder.path}", err=True)
         if code == INTERRUPTED or part.suite.check is None:
             return code
-        return max(code, _held_against_baseline(part, folder))
+        return max(code, _gate(part, folder))
     except HarnessError as exc:
         if alone:
             raise
@@ -175,27 +180,33 @@ def _run(part: Part, explicit: set[str], *, alone: bool) -> int:
         return exc.exit_code
 
 
-def _held_against_baseline(part: Part, folder: RunFolder) -> int:
-    """Return the exit code of the gate; OK where there is nothing to hold the run against yet."""
+def _gate(part: Part, folder: RunFolder) -> int:
+    """Return the exit code of `harness check`; OK where there is nothing to hold the run against yet."""
     from harness.history.checking import run_check
 
     given = part.given
-    if lacks := _lacks_baseline(folder, given["store"]):
+    check = cli.commands[CHECK].make_context(CHECK, [str(folder.path)], default_map=part.suite.of_check()).params
+    if lacks := _lacks(check["against"], folder, given["store"]):
         click.echo(f"no gate: {lacks}", err=True)
         return OK
-    check = cli.commands[CHECK]
-    context = check.make_context(CHECK, [str(folder.path)], default_map=part.suite.of_check())
+    to_stdout = "json" if given["as_json"] else next((one.format for one in given["format_"] if one.file is None), None)
+    shown = [Wanted(to_stdout, None)] if to_stdout in FOR_PEOPLE else []  # one document for a machine, not two
     same = {name: given[name] for name in ("store", "out", "verbose", "quiet")}
-    return run_check(context.params | same, set())
+    code = run_check(check | same | {"format_": shown}, set())
+    if not shown:
+        outcome = "passed" if code == OK else "failed"
+        click.echo(f"the gate {outcome}; see it with: harness check {folder.path}", err=True)
+    return code
 
 
-def _lacks_baseline(folder: RunFolder, store: str | None) -> str | None:
-    """Return why a run cannot be held against its baseline; None where it can.
+def _lacks(against: str, folder: RunFolder, store: str | None) -> str | None:
+    """Return why a run cannot be held against its baseline or earlier runs yet; None where it can.
 
     Raises:
         StoreError: The history cannot be read.
     """
     from harness.history import queries
+    from harness.history.against import BASELINE
     from harness.history.deriving import points_of
     from harness.history.location import locate
     from harness.history.store import History
@@ -203,16 +214,25 @@ def _lacks_baseline(folder: RunFolder, store: str | None) -> str | None:
     location = locate(store)
     if location is None:
         return "the history is switched off with 'none'"
-    series = {point.series for point in points_of(load_run(folder))}
+    points = points_of(load_run(folder))
+    series = dict.fromkeys(point.series for point in points)
+    name = folder.path.name
     try:
         with History(location).database.read() as connection:
-            found = queries.baselines(connection, series)
+            if against == BASELINE:
+                found = list(queries.baselines(connection, series).values())
+            elif against.startswith(f"{queries.LAST}:") and points:
+                earlier = queries.earlier(connection, series, most=1, before=points[0].created)
+                found = [point for each in earlier.values() for point in each]
+            else:
+                return None
     except StoreError as exc:
         raise StoreError(f"the run cannot be checked: {exc.message}", hint=exc.hint) from exc
-    name = folder.path.name
-    if all(point.run == name for point in found.values()):
-        return "the run is the baseline" if found else f"no case has a baseline; set one: harness baseline set {name}"
-    return None
+    if not found and against == BASELINE:
+        return f"no case has a baseline; set one: harness baseline set {name}"
+    if not found:
+        return "no case has an earlier run"
+    return "the run is the baseline" if all(point.run == name for point in found) else None
 
 
 def _summarize(parts: Sequence[Part], codes: dict[tuple[str, ...], int]) -> None:

@@ -13,11 +13,15 @@ from harness import suite_running
 from harness.cli import cli as commands
 from harness.cli import main
 from harness.errors import StoreError
+from harness.history.deriving import points_of
+from harness.history.location import Location
+from harness.history.store import History
 from harness.protocol import Probed
 from harness.starting import config_text
 from harness.store import RunFolder, load_run
 from harness.suite_running import joined
 from harness.suite_tables import Suite, read_suites
+from tests.example_history import a_run
 from tests.support import Cli
 
 NIGHTLY = """
@@ -246,6 +250,39 @@ def test_one_suite_after_another_with_a_summary(here: Path, told: Any, monkeypat
     assert "second   not run" in err
 
 
+@pytest.mark.parametrize(
+    ("line", "slower", "code", "says"),
+    [
+        ('max_slowdown = "5%"', 1.5, 1, "onnxruntime"),
+        ('max_slowdown = "80%"', 1.5, 0, "Nothing is worse in 2 cases."),
+        ('against = "last:3"', 1.0, 0, "Nothing is worse in 2 cases."),
+    ],
+)
+def test_gate_of_a_suite_decides_the_exit_code(
+    line: str, slower: float, code: int, says: str, here: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f'[suite.a]\nmodels = "resnet50"\nstore = "h.sqlite"\n[suite.a.check]\nremeasure = 0\n{line}\n'
+    (here / "harness.toml").write_text(text)
+    monkeypatch.delenv("HARNESS_STORE", raising=False)
+    history = History(Location(path=here / "h.sqlite"), create=True)
+    before = a_run("before", created="2026-03-01T00:00:00Z", seed=1)
+    after = a_run("after", cases={"eager": 10.0, "onnxruntime": 5.0 * slower}, versions={"onnxruntime": "2.0"}, seed=2)
+    (here / "results" / "after").mkdir(parents=True)
+    folder = RunFolder(here / "results" / "after")
+    folder.save(after)
+    history.add(after)
+    monkeypatch.setattr(suite_running, "compared", lambda *_: (0, folder))
+    assert "no gate: no case has a" in told("run", "a")[2]
+    history.add(before)
+    history.set_baseline(points_of(before))
+    found, out, err = told("run", "a")
+    assert (found, err) == (code, "")
+    assert says in out
+    found, out, err = told("run", "a", "--json")
+    assert (found, out) == (code, ""), "the comparison's own document is all that a machine gets"
+    assert err.startswith(f"the gate {'failed' if code else 'passed'}; see it with: harness check ")
+
+
 @pytest.mark.usefixtures("tiny")
 def test_suite_is_measured_kept_and_held_against_its_baseline(cli: Cli, tmp_path: Path) -> None:
     text = '[suite.a]\nmodels = "tiny"\nbackends = "fake-ok"\nquick = true\nstore = "h.sqlite"\nlabel = "nightly"\n'
@@ -260,7 +297,7 @@ def test_suite_is_measured_kept_and_held_against_its_baseline(cli: Cli, tmp_path
     assert cli("baseline", "set", "last", "--store", "h.sqlite").returncode == 0
     second = cli("run", "a", "--label", "later", environment=environment)
     assert second.returncode == 0, second.stderr
-    assert "check" in second.stdout and run.name in second.stdout
+    assert second.stdout.endswith("Nothing is worse in 1 case.\n")
     assert len(list((tmp_path / "results").iterdir())) == 2
 
 
