@@ -121,3 +121,14 @@ def test_run_to_be_is_one_workload_with_its_baseline_and_enough_launches() -> No
     assert settings.asked == ["eager", ORT, ORT], "it can be resumed"
     assert made.command == "harness check quick"
     assert made.workloads[0].cases == [] and made.workloads[0].baseline == "eager"
+
+
+def test_what_cannot_be_written_leaves_the_verdict_to_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    run = RUNS["now"]
+    made = Remeasuring(RUNS.__getitem__, tmp_path / "file", None, Narrator(quiet=True))
+    suspects = checked().suspects
+    points = {one.row.after.series: one.row.after for one in suspects}
+    assert made._measured(run, run.workloads[0], run.environment, suspects, points) == []
+    (note,) = made.measure(replace(checked(), judged=[]), [], 1).notes
+    assert note.startswith("measuring resnet50 again ended with: ")
