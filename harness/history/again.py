@@ -101,18 +101,21 @@ class Remeasuring:
         doubts = {figure.metric for one in suspects for figure in one.figures if figure.outcome == "suspicious"}
         cold = not doubts.isdisjoint(COMPILED)
         variants = _variants(run, workload, names)
-        folder = RunFolder.create(self._out, f"{workload.model.label}-again")
-        fresh = _blank(run, workload, here, variants, folder.path.name, cold=cold)
-        self._say.done(f"measuring again: {workload.key}, {', '.join(sorted(names))}; run {folder.path}")
-        comparison = Comparison(fresh, variants, folder, self._say)
+        self._say.done(f"measuring again: {workload.key}, {', '.join(sorted(names))}")
         try:
-            comparison.execute()
-        except HarnessError as exc:
+            folder = RunFolder.create(self._out, f"{workload.model.label}-again")
+            fresh = _blank(run, workload, here, variants, folder.path.name, cold=cold)
+            self._say.done(f"run {folder.path}")
+            return self._compared(Comparison(fresh, variants, folder, self._say), folder)
+        except HarnessError as exc:  # a full disk, a file that went: the run alone decides then
             self._again.notes.append(f"measuring {workload.key} again ended with: {exc.message}")
             return []
-        finally:
+
+    def _compared(self, comparison: Comparison, folder: RunFolder) -> list[Point]:
+        try:
+            return of_run(folder.path.name, comparison.execute()).points
+        finally:  # also what was finished before an interruption
             keep(comparison.run, folder, self._location)
-        return of_run(fresh.id, comparison.run).points
 
 
 def _other_things(suspects: Sequence[Judged]) -> dict[str, list[Judged]]:

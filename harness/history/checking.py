@@ -67,7 +67,7 @@ def _measured_again(checked: Check, found: Match, given: dict[str, Any], times: 
     from harness.progress import Narrator
 
     with Narrator(quiet=given["quiet"]) as narrator:
-        narrator.done(f"suspicious: {', '.join(f'{one.row.workload}, {one.row.case}' for one in checked.suspects)}")
+        narrator.done(f"suspicious cases: {len(checked.suspects)} of {len(checked.judged)}")
         remeasuring = Remeasuring(_loader(given), given["out"], locate(given["store"]), narrator)
         return remeasuring.measure(checked, found.again, times)
 

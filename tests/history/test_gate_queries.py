@@ -24,11 +24,7 @@ def history(location: Location) -> History:
     for day in range(1, 4):
         bad: dict[str, Any] = {"status": "crashed", "failure": failed()} if day == 2 else {}
         made.add(a_run(f"day-{day}", created=f"2026-03-{day:02}T00:00:00Z", seed=day, fields={ORT: bad}))
-    again: dict[str, Any] = {
-        "created": "2026-03-04T00:00:00Z",
-        "command": "harness check day-3",
-        "cases": {"eager": 10.0, ORT: 5.0},
-    }
+    again: dict[str, Any] = {"created": "2026-03-04T00:00:00Z", "command": "harness check day-3"}
     made.add(a_run("again", **again))
     made.add(a_run("stopped", **(again | {"state": "interrupted"})))
     return made
