@@ -124,9 +124,7 @@ Fault = Callable[[Location], Any]
 
 
 @pytest.mark.parametrize("command", WRITING)
-@pytest.mark.parametrize(
-    ("fault", "said"), [(locked, "is locked: another process"), (newer, "by a newer")]
-)
+@pytest.mark.parametrize(("fault", "said"), [(locked, "is locked: another process"), (newer, "by a newer")])
 def test_writing(
     fault: Fault, said: str, command: str, location: Location, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
