@@ -157,6 +157,8 @@ def _grounds(figure: Figure) -> Iterator[str]:
             "none": "one launch cannot show how processes differ",
         }
         yield words[change.basis]
+        if figure.busy:
+            yield "other processes kept the machine busy, so all of the interval and the latency itself must be over it"
     elif change.basis == "earlier runs":
         yield f"{figure.earlier} earlier runs show how it varies"
     elif figure.metric != "drift":

@@ -14,10 +14,15 @@ A figure is over its limit where the ratio of now to then is. It is a regression
 `suspicious` is measured again. With all measurements together it is a `regression`, or `undecided` where it is still
 over its limit and no interval says so, or else `unconfirmed`. Where it cannot be measured again the first measurement
 decides. A case that fails now and did not then goes the same way.
+
+Where other processes kept the machine busy, they slow down one case more than another, and one run more than the next,
+which no interval of a run holds. Then the whole interval must be over the limit, and so must the case's own latency,
+not just its ratio to another case.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -38,6 +43,9 @@ COMPILED: tuple[Metric, ...] = ("compile", "compile-memory")
 """What is measured again by compiling again."""
 LEAST_COMPILE_S = 0.1
 """A compilation that takes so little longer is no regression, whatever its share."""
+BUSY_SHARE = 0.25
+"""Of the CPU time that others took while a case was sampled, from which on the machine was busy. As in
+`harness.rounds`, which brings what measures; a test holds the two together."""
 LEAST_DRIFT = 1e-6
 """Relative L2 distance below which drift may grow by any factor: some roundings of float32."""
 SOUND = ("ok", "compiled")
@@ -55,6 +63,8 @@ class Figure(Record, frozen=True, kw_only=True):
     """Runs that show how it varies, for a figure that has one value a run."""
     first: Change | None = None
     """What the run alone said, where it was measured again."""
+    busy: bool = False
+    """Whether a latency was measured on a busy machine, then or now."""
 
 
 class Judged(Record, frozen=True, kw_only=True):
@@ -181,7 +191,16 @@ def _judged(then: list[Point], now: list[Point], earlier: Sequence[Point], limit
             continue
         count = 0 if metric == "latency" else len(values(metric, earlier))
         outcome = _outcome(found, limits)
-        figures.append(Figure(metric=metric, change=found, limit=limits.of(metric), outcome=outcome, earlier=count))
+        figures.append(
+            Figure(
+                metric=metric,
+                change=found,
+                limit=limits.of(metric),
+                outcome=outcome,
+                earlier=count,
+                busy=metric == "latency" and (_busy(then) or _busy(now)),
+            )
+        )
     best = min(reversed(then), key=lambda point: _rank(point, limits))
     row = Row(
         workload=now[-1].workload,
@@ -262,14 +281,15 @@ def _figure(figure: Figure, then: list[Point], now: list[Point], earlier: Sequen
         return figure
     joint = _change(figure.metric, then, now, earlier)
     assert joint is not None  # both sides had it before
-    return msgspec.structs.replace(
-        figure, change=joint, first=figure.change, outcome=_decided(joint) if _over(joint, limits) else "unconfirmed"
-    )
+    busy = figure.metric == "latency" and (_busy(then) or _busy(now))
+    figure = msgspec.structs.replace(figure, change=joint, first=figure.change, busy=busy)
+    outcome = _decided(figure) if _over(joint, limits) else "unconfirmed"
+    return msgspec.structs.replace(figure, outcome=outcome)
 
 
 def _first_only(one: Judged) -> Judged:
     figures = [
-        msgspec.structs.replace(figure, outcome=_decided(figure.change)) if figure.outcome == "suspicious" else figure
+        msgspec.structs.replace(figure, outcome=_decided(figure)) if figure.outcome == "suspicious" else figure
         for figure in one.figures
     ]
     return msgspec.structs.replace(
@@ -277,13 +297,21 @@ def _first_only(one: Judged) -> Judged:
     )
 
 
-def _decided(change: Change) -> Outcome:
+def _decided(figure: Figure) -> Outcome:
     """Return what a figure over its limit is, once nothing more will be measured."""
+    change = figure.change
     if change.excused:
         return "excused"
-    if change.verdict == "SLOWER" or (change.metric != "latency" and change.basis == "none"):
-        return "regression"
-    return "undecided" if change.metric == "latency" else "unconfirmed"
+    if change.metric != "latency":
+        return "regression" if change.verdict == "SLOWER" or change.basis == "none" else "unconfirmed"
+    moved = change.ratio.value if change.moved is None else change.moved
+    clear = not figure.busy or min(change.ratio.low, moved) > figure.limit
+    return "regression" if change.verdict == "SLOWER" and clear else "undecided"
+
+
+def _busy(points: Sequence[Point]) -> bool:
+    shares = [point.others_cpu for point in points if point.others_cpu is not None]
+    return bool(shares) and statistics.median(shares) > BUSY_SHARE
 
 
 def _without_counterpart(

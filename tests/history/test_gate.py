@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from harness import rounds
 from harness.history import github
 from harness.history.changes import MANY
 from harness.history.deriving import points_of
 from harness.history.diff import Side
-from harness.history.gate import Again, Check, judge, settle
+from harness.history.gate import BUSY_SHARE, Again, Check, judge, settle
 from harness.history.limits import Limits
 from harness.history.location import Location
 from harness.history.points import Point
@@ -229,6 +230,27 @@ def test_verdict_is_made_on_the_joint_data() -> None:
 def test_one_launch_is_decided_by_measuring_again() -> None:
     assert latency_of(checked(7.5, None, quick=True)) == "undecided"
     assert latency_of(checked(7.5, 7.5, quick=True)) == "regression"
+
+
+@pytest.mark.parametrize(
+    ("now", "machine", "expected"),
+    [
+        (5.35, 1.0, "undecided"),  # its interval reaches below the limit
+        (7.0, 1.0, "regression"),
+        (7.0, 0.7, "undecided"),  # the other case became faster, and it did not become slower
+    ],
+)
+def test_busy_machine_explains_more(now: float, machine: float, expected: str) -> None:
+    def of(run: str, others: float, **fields: Any) -> Side:
+        made = points_of(a_run(run, process_sd=0.02, **fields))
+        return Side(name=run, points=[replace(point, others_cpu=others) for point in made])
+
+    assert BUSY_SHARE == rounds.BUSY_SHARE
+    after = {"seed": 2, "cases": BOTH | {ORT: now}, "machine": machine, "versions": {ORT: "1.32.0"}}
+    for share, outcome in ((0.2, "regression"), (0.5, expected)):
+        check = settle(judge(of("then", 0.1, seed=1), of("now", share, **after), {}, Limits()), Again(), {})
+        assert latency_of(check) == outcome
+        assert check.judged[1].figures[0].busy == (share > BUSY_SHARE)
 
 
 def test_single_values_must_be_worse_each_time() -> None:

@@ -1,7 +1,7 @@
 """A backend that gets worse when the environment says so: regressions to plant between two runs.
 
 PLANTED_VERSION        its version
-PLANTED_SLOWER         factor on an iteration of four milliseconds
+PLANTED_SLOWER         factor on an iteration of one millisecond
 PLANTED_COMPILE_S      how long it compiles
 PLANTED_ENGINE_BYTES   how large its engine is
 PLANTED_MEMORY_MB      what a running engine holds
@@ -21,7 +21,8 @@ from fake_backends import FakeOk, OkSession
 from harness.api import Availability, CompileRequest, Session
 from harness.errors import CompileError
 
-ITERATION_S = 0.004
+ITERATION_S = 0.001
+"""Less than a scheduler lets run at once: a busy machine then hardly shows in a median."""
 
 
 def planted(name: str, default: float) -> float:
