@@ -132,7 +132,12 @@ class TestDatasheets:
             ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
             ("NVIDIA H100 80GB HBM3", "H100 SXM"),
             ("NVIDIA H100 PCIe", "H100 PCIe"),
+            ("NVIDIA H100 NVL", "H100 NVL"),
             ("NVIDIA H200", "H200 SXM"),
+            ("NVIDIA H200 NVL", None),
+            ("NVIDIA GH200 480GB", None),
+            ("NVIDIA A100X", None),
+            ("NVIDIA GeForce RTX 4090 D", None),
             ("NVIDIA L4", "L4"),
             ("NVIDIA L40S", None),
             ("AMD EPYC 7543", None),
@@ -148,10 +153,42 @@ class TestDatasheets:
             assert rates == sorted(rates), sheet.name
             assert sheet.memory > 100
 
+    @pytest.mark.parametrize(
+        ("name", "sms", "lanes", "operations", "plain_ghz", "tensor_ghz"),
+        [
+            ("RTX 4090", 128, 128, 1024, 2.52, 2.52),
+            ("A100 80GB SXM", 108, 64, 2048, 1.41, 1.41),
+            ("A100 80GB PCIe", 108, 64, 2048, 1.41, 1.41),
+            ("A100 40GB", 108, 64, 2048, 1.41, 1.41),
+            ("H100 PCIe", 114, 128, 4096, 1.755, 1.62),
+            ("H100 NVL", 132, 128, 4096, 1.785, 1.545),
+            ("H100 SXM", 132, 128, 4096, 1.98, 1.83),
+            ("H200 SXM", 132, 128, 4096, 1.98, 1.83),
+            ("L4", 58, 128, 1024, 2.04, 2.04),
+        ],
+    )
+    def test_are_dense_rates_of_so_many_units_at_that_clock(
+        self, name: str, sms: int, lanes: int, operations: int, plain_ghz: float, tensor_ghz: float
+    ) -> None:
+        # A multiprocessor has so many float32 lanes, and its tensor cores do so many dense float16 operations a clock.
+        sheet = next(one for one in datasheets() if one.name == name)
+        assert sheet.matrix["fp32"] == pytest.approx(sms * lanes * 2 * plain_ghz / 1000, rel=0.01)
+        assert sheet.matrix["fp16"] == pytest.approx(sms * operations * tensor_ghz / 1000, rel=0.01)
+        assert sheet.matrix["int8"] == pytest.approx(2 * sheet.matrix["fp16"], rel=0.01)
+        if name == "RTX 4090":  # with sums in float32 it is half as fast, and there are no sums in bfloat16
+            assert sheet.matrix["bf16"] == pytest.approx(sheet.matrix["fp16"] / 2, rel=0.01)
+        else:
+            assert sheet.matrix["bf16"] == sheet.matrix["fp16"]
+            assert sheet.matrix["tf32"] == pytest.approx(sheet.matrix["fp16"] / 2, rel=0.01)
+
+    def test_every_sheet_names_its_source(self) -> None:
+        assert len({sheet.name for sheet in datasheets()}) == len(datasheets()) == 9
+        assert all(sheet.source for sheet in datasheets())
+
     def test_stand_in_for_a_gpu_that_was_not_measured_and_never_for_a_cpu(self) -> None:
         machine = msgspec.structs.replace(environment(None), gpus=[{"name": "NVIDIA L4"}])
         found = of_machine(machine, ["cpu", "cuda:0"], [])
-        assert [one.source for one in found] == ["the datasheet of the L4"]
+        assert [one.source for one in found] == ["the datasheet of the L4, dense rates"]
         own = ceiling(device="cuda:0", name="NVIDIA L4", threads=None)
         assert of_machine(machine, ["cuda:0"], [own, ceiling(name="another")]) == [own]
 
