@@ -80,7 +80,11 @@ def main() -> int:
         ratio = f"{ours / theirs:.6f}" if ours is not None and theirs else "-"
         rows.append((spec.label, "-" if ours is None else f"{ours:.7g}", f"{theirs:.7g}", ratio))
         print(spec.label, *rows[-1][1:], file=sys.stderr, flush=True)
-    print(tabulate(rows, headers=["model", "graph, GFLOP", "torch, GFLOP", "ratio"], tablefmt="github", disable_numparse=True))
+    print(
+        tabulate(
+            rows, headers=["model", "graph, GFLOP", "torch, GFLOP", "ratio"], tablefmt="github", disable_numparse=True
+        )
+    )
     print(f"\n{len(rows)} models; the largest difference is {100 * worst:.2g} %.")
     return int(worst > WITHIN)
 

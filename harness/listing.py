@@ -30,7 +30,7 @@ def list_backends(name: str | None, *, as_json: bool) -> None:
         with launcher:
             for each in names:
                 registry.backend(each)
-            rows = [(each, _probe(each, launcher)) for each in names]
+            rows = [(each, probe(each, launcher)) for each in names]
     if as_json:
         click.echo(json.dumps({each: _backend_facts(each, probed) for each, probed in rows}, indent=2))
         return
@@ -56,7 +56,7 @@ def list_backends(name: str | None, *, as_json: bool) -> None:
         click.echo(tabulate(option_rows(registry.backend(name).Options), headers=["option", "type", "default", "what"]))
 
 
-def _probe(name: str, launcher: Launcher) -> protocol.Probed:
+def probe(name: str, launcher: Launcher) -> protocol.Probed:
     try:
         with launcher.start(name) as worker:
             probed = worker.call(protocol.Probe(backend=name), protocol.Probed, timeout_s=PROBE_TIMEOUT_S)

@@ -108,10 +108,12 @@ WHOLE = "reference"
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 VIEWS = {
+    "claims": Entry("reports.claims:findings"),
+    "claims-list": Entry("reports.claims:listing"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
 }
-"""How the history is shown: functions that return text."""
+"""How the history and the claims are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 
