@@ -106,7 +106,7 @@ class Checking:
     def _check(self, claim: Claim) -> Checked:
         device, elsewhere = place(claim, self._gpus)
         if device is None:
-            return refused(claim, f"it is of an {claim.device}, and this machine has {_named(self._gpus)}")
+            return refused(claim, f"it is of the {claim.device}, and this machine has {_named(self._gpus)}")
         if reason := self._lacking(claim, device):
             return refused(claim, reason)
         run, folder, cached = self._measured(claim, device)

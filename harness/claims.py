@@ -7,6 +7,7 @@ it is a ratio may be looked at on another device where its row says what that sh
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,8 @@ OWN: Mapping[str, str] = {
 """Metrics beside those of `harness.advice`."""
 UNMEASURED = frozenset({"accuracy", "utilisation"})
 """Those that no comparison of ours gives; a figure in them says what it lacks."""
+_ID = re.compile(r"[A-Za-z0-9.-]{1,40}")
+"""It becomes a part of a folder's name."""
 
 Sense = Literal["about", "at most", "at least"]
 Verdict = Literal["holds", "does not hold", "undecided", "not measured", "not runnable"]
@@ -145,6 +148,8 @@ def read(path: Path = TABLE) -> Table:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise UsageError(f"--table {path} is no table of claims: {exc}", hint=f"as an example: {TABLE}") from exc
     ids = [claim.id for claim in table.claims]
+    if bad := [one for one in ids if not _ID.fullmatch(one)]:
+        raise UsageError(f"--table {path}: '{bad[0]}' is no id", hint="letters, digits, dots and dashes, 40 at most")
     if twice := [one for one in dict.fromkeys(ids) if ids.count(one) > 1]:
         raise UsageError(f"--table {path} has {twice[0]} twice")
     for claim in table.claims:
@@ -197,7 +202,7 @@ def refused(claim: Claim, reason: str) -> Checked:
 def checked(claim: Claim, summary: RunSummary, *, device: str, elsewhere: bool) -> Checked:
     """Return a claim beside the comparison that was made for it."""
     wanted = measurable(claim, elsewhere=elsewhere)
-    other = f"a figure of an {claim.device} says nothing of another device"
+    other = f"a figure of the {claim.device} says nothing of another device"
     figures = [
         _judged(one, claim, summary)
         if one in wanted
@@ -273,7 +278,8 @@ def _workload(figure: Figure, claim: Claim, workloads: Sequence[WorkloadSummary]
         (
             one
             for one in workloads
-            if one.workload.model.name == spec.name and wanted.items() <= one.workload.dims.items()
+            if (one.workload.model.name, one.workload.model.options) == (spec.name, spec.options)
+            and wanted.items() <= one.workload.dims.items()
         ),
         None,
     )
@@ -286,7 +292,9 @@ def _unsound(case: str, row: CaseSummary | None, workload: WorkloadSummary) -> s
         return failure.message.partition("\n")[0] if failure else f"{case} has no row"
     if row.case.status == "drifted":
         return f"the outputs of {case} drifted: it is not what was claimed"
-    if row.case.status != "ok" or row.compute is None:
+    if row.case.status == "ok" and row.compute is None:
+        return f"{case} has no samples"
+    if row.case.status != "ok":
         why = f": {row.case.failure.message.partition(chr(10))[0]}" if row.case.failure else ""
         return f"{case}: {row.case.status.replace('_', ' ')}{why}"
     return ""

@@ -154,10 +154,10 @@ def _here(claim: Claim, figure: Figure, device: str | None, elsewhere: bool) -> 
     if claim.lacks or figure.lacks:
         return "not by this command"
     if device is None:
-        return f"needs an {claim.device}"
+        return f"needs the {claim.device}"
     if not elsewhere:
         return device
-    return f"on {device} instead" if figure.metric == RATIO else f"needs an {claim.device}"
+    return f"on {device} instead" if figure.metric == RATIO else f"needs the {claim.device}"
 
 
 def _reasons(checked: list[Checked]) -> Iterator[Line]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import ceilings, protocol
+from harness import ceilings, protocol, rates
 from harness.ceilings import datasheet, datasheets, of_machine, run_ceilings, stored
 from harness.errors import UsageError
 from harness.export import Recipe, ensure_artifact
@@ -223,6 +223,33 @@ class TestCommand:
     def test_devices_that_there_are_not(self, device: str, says: str) -> None:
         with pytest.raises(UsageError, match=says):
             run_ceilings(device, None, None, refresh=False, as_json=False, quiet=True)
+
+    @pytest.mark.parametrize(
+        ("found", "best", "asked"),
+        [
+            ([5.0], 5.0, 4),  # the first, and three that are no better
+            ([1.0, 2.0, 3.0, 3.02], 3.02, 6),  # what rises by less than 1 % does not start it anew
+            ([float(2**n) for n in range(30)], 2.0**19, 20),
+        ],
+    )
+    def test_repeats_until_nothing_faster_is_found(self, found: list[float], best: float, asked: int) -> None:
+        calls: list[float] = []
+
+        def measured() -> float:
+            calls.append(found[min(len(calls), len(found) - 1)])
+            return calls[-1]
+
+        assert rates._settled(measured) == best
+        assert len(calls) == asked
+
+    def test_a_cpu_multiplies_by_two_libraries_and_both_are_right(self) -> None:
+        torch = pytest.importorskip("torch")
+        with torch.inference_mode():
+            first, second = (work() for work in rates._products(64, torch.float32, torch.device("cpu")))
+        assert first.shape == (64, 64)
+        assert second.numel() == first.numel()
+        assert torch.all(first == 64)
+        assert torch.all(second == 64)
 
     def test_a_worker_measures_for_real(self, launcher: Launcher) -> None:
         with launcher.start("rates") as worker:
