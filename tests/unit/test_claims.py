@@ -117,7 +117,8 @@ class TestTable:
 
 
 def figure(**fields: Any) -> Figure:
-    return Figure(**({"metric": "latency", "case": "fast", "value": 10.0, "tolerance": 0.1, "why": "so"} | fields))
+    ordinary: dict[str, Any] = {"metric": "latency", "case": "fast", "value": 10.0, "tolerance": 0.1, "why": "so"}
+    return Figure(**(ordinary | fields))
 
 
 def claim(*figures: Figure, **fields: Any) -> Claim:
