@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import ceilings, protocol, rates
+from harness import ceilings, protocol, rates, registry
 from harness.ceilings import datasheet, datasheets, of_machine, run_ceilings, stored
 from harness.errors import UsageError
 from harness.export import Recipe, ensure_artifact
@@ -19,9 +19,11 @@ from harness.launcher import Launcher
 from harness.modelspec import ModelSpec, Scalar
 from harness.records import Ceiling
 from harness.roofline import bound, with_limits
+from harness.summarize import summarize
 from harness.summary import CaseSummary, WorkloadSummary
 from reports.page import draw
 from tests.example_runs import case, environment, model_info, row, single
+from tests.unit.test_summarize import measured, run_of
 
 onnx = pytest.importorskip("onnx")
 
@@ -119,6 +121,18 @@ class TestLimit:
         assert any("fp32 100 GFLOP/s, bf16 400 GFLOP/s, 10.0 GB/s from memory; measured" in text for text in texts)
         (table,) = draw(plain).tables
         assert not {"limit_share", "bound_by"} & {column.key for column in table.columns}
+
+    def test_a_planted_ceiling_that_a_case_exceeds_is_said_in_every_format(self) -> None:
+        speeds = {"eager": 1.0, "fast": 0.5}  # 10 and 5 ms
+        of = msgspec.structs.replace(measured(speeds), info=model_info(gflop=1.0))
+        planted = ceiling(threads=1, matrix={"fp32": 150 * GIGA})
+        summary = summarize(run_of(of, ceilings=[planted]))
+        shares = {one.case.id: one.limit_share for one in summary.workloads[0].rows}
+        assert shares == {"fast": pytest.approx(200 / 150, rel=0.01), "eager": pytest.approx(100 / 150, rel=0.01)}
+        for format_ in ("terminal", "markdown", "html"):
+            text = registry.report(format_).render(summary)
+            assert "133 (wrong)" in text
+            assert "of the fastest that cpu can multiply matrices, measured: something is wrong" in text
 
 
 class TestDatasheets:
