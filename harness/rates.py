@@ -57,6 +57,8 @@ def _matrix(precision: str, device: torch.device) -> float:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    # GeForce cards add products of float16 twice as fast in float16, and an engine may let them.
+    torch.backends.cuda.matmul.allow_fp16_accumulation = precision == "fp16"
     dtype = getattr(torch, DTYPES[precision])
     if precision == "tf32" and device.type == "cpu":
         raise RuntimeError("a CPU has no TensorFloat-32")

@@ -402,7 +402,7 @@ class TestCommand:
         figures = [
             figure(case=fast, value=0.001, sense="at least", tolerance=0.01),  # it takes so much of the CPU's time
             figure(case=slow, value=0.0004, sense="at most"),
-            figure(metric=RATIO, case=slow, over=fast, value=4.0, tolerance=0.9),
+            figure(metric=RATIO, case=slow, over=fast, value=1.0, sense="at least", tolerance=0.5),
         ]
         mine = claim(*figures, backends=backends, baseline=fast)
         other = claim(figure(case="tensorrt"), id="C2", backends=["tensorrt"])
@@ -415,7 +415,7 @@ class TestCommand:
         assert not found["checked"][0]["elsewhere"]
         time, short, ratio = verdicts(found)["C1"]
         assert (time, short) == ("holds", "does not hold")
-        assert ratio in ("holds", "undecided")
+        assert ratio in ("holds", "undecided"), "one launch on a busy machine says little"
         assert verdicts(found)["C2"] == ["not runnable"], "tensorrt needs a real one"
         assert found["checked"][1]["figures"][0]["reason"].startswith("tensorrt: ")
         again = cli("claims", "c1", "--table", str(table), "--quick", environment=card)
@@ -424,5 +424,16 @@ class TestCommand:
         assert f"{Path(found['checked'][0]['run']).name}, measured before" in again.stdout
         assert "cuda:1 (RTX 4090)" in again.stdout
         assert len(list((tmp_path / "results").glob("*-claim-C1-*"))) == 1
+        path = tmp_path / found["checked"][0]["run"] / "run.json"
+        cut = json.loads(path.read_text())
+        cut["state"] = "interrupted"
+        cut["workloads"][0]["launches"] = []
+        path.write_text(json.dumps(cut))
+        resumed = json.loads(cli("claims", "C1", "--table", str(table), "--quick", "--json", environment=card).stdout)[
+            "checked"
+        ][0]
+        assert (resumed["run"], resumed["cached"]) == (found["checked"][0]["run"], False)
+        assert resumed["figures"][0]["verdict"] == "holds"
+        assert json.loads(path.read_text())["state"] == "finished"
         fresh = cli("claims", "C1", "--table", str(table), "--quick", "--refresh", "--json", environment=card)
         assert json.loads(fresh.stdout)["checked"][0]["run"] != found["checked"][0]["run"]

@@ -256,6 +256,20 @@ class TestCommand:
         assert rates._settled(measured) == best
         assert len(calls) == asked
 
+    def test_a_card_may_add_halves_in_half_precision_and_nothing_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch = pytest.importorskip("torch")
+        allowed: dict[str, bool] = {}
+
+        def measured(work: Any) -> float:
+            allowed[precision] = torch.backends.cuda.matmul.allow_fp16_accumulation
+            return 1.0
+
+        monkeypatch.setattr(rates, "_settled", measured)
+        monkeypatch.setattr(rates, "MATRIX_SIZES", {"cpu": (64,)})
+        for precision in ("fp16", "fp32"):
+            rates._matrix(precision, torch.device("cpu"))
+        assert allowed == {"fp16": True, "fp32": False}
+
     def test_a_cpu_multiplies_by_two_libraries_and_both_are_right(self) -> None:
         torch = pytest.importorskip("torch")
         with torch.inference_mode():
