@@ -8,6 +8,7 @@ of the machine does not pass for its limit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 MATRIX_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
 MEMORY_SIZES = {"cpu": tuple(1 << n for n in range(20, 29, 2)), "cuda": tuple(1 << n for n in range(20, 31, 2))}
 """Bytes that are worked on, from what lies in caches to what does not."""
+PIECES, LEAST_PIECE = 16, 1 << 20
+"""Into how many a working set is cut at most, and the bytes that each has at least."""
 LEAST_S = 0.1
 """Time that one size is repeated for in a pass."""
 STALE, PASSES_AT_MOST = 3, 20
@@ -95,15 +98,27 @@ def _products(size: int, dtype: torch.dtype, device: torch.device) -> list[Calla
 
 
 def _memory(size: int, device: torch.device) -> float:
-    """Return bytes a second at a working set of so many bytes: of copying or of reading, whichever is faster."""
+    """Return bytes a second at a working set of so many bytes: of copying or of reading, whichever is faster.
+
+    A CPU walks through the set in pieces that are timed each: a whole large set takes longer than a busy machine leaves
+    a program alone.
+    """
     import torch
 
+    pieces = max(1, min(PIECES, size // LEAST_PIECE)) if device.type == "cpu" else 1
     source = _filled((size // 4,), torch.float32, device)
     half = source[: size // 8]
     target = torch.empty_like(half)
-    copying = size / _fastest_s(lambda: target.copy_(half), device)  # half of it is read, as much is written
-    reading = size / _fastest_s(source.sum, device)
-    return max(copying, reading)
+    parts = itertools.cycle(source.chunk(pieces))
+    pairs = itertools.cycle(list(zip(target.chunk(pieces), half.chunk(pieces), strict=True)))
+
+    def copy() -> None:
+        to, from_ = next(pairs)
+        to.copy_(from_)
+
+    copying = _fastest_s(copy, device)  # half of it is read, as much is written
+    reading = _fastest_s(lambda: next(parts).sum(), device)
+    return size / pieces / min(copying, reading)
 
 
 def _filled(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
