@@ -35,6 +35,8 @@ UNMEASURED = frozenset({"accuracy", "utilisation"})
 _ID = re.compile(r"[A-Za-z0-9.-]{1,40}")
 """It becomes a part of a folder's name."""
 
+ONE_LAUNCH = "one launch cannot show how processes differ, so there is no verdict: a larger --budget allows more"
+
 Sense = Literal["about", "at most", "at least"]
 Verdict = Literal["holds", "does not hold", "undecided", "not measured", "not runnable"]
 """`not measured`: it was tried, or would need something else; `not runnable`: this machine cannot."""
@@ -122,8 +124,6 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """Folder of the comparison."""
     cached: bool = False
     """It was measured by an earlier command."""
-    one_launch: bool = False
-    """Intervals lack the spread between processes."""
     figures: list[Judged]
 
 
@@ -209,10 +209,7 @@ def checked(claim: Claim, summary: RunSummary, *, device: str, elsewhere: bool) 
         else _without(one, claim, Judged(figure=one, verdict="not runnable", reason=other))
         for one in claim.figures
     ]
-    rounds_only = any(
-        row.comparison.rounds_only for one in summary.workloads for row in one.rows if row.comparison is not None
-    )
-    return Checked(claim=claim, device=device, elsewhere=elsewhere, one_launch=rounds_only, figures=figures)
+    return Checked(claim=claim, device=device, elsewhere=elsewhere, figures=figures)
 
 
 def verdict(figure: Figure, measured: Estimate) -> Verdict:
@@ -223,6 +220,8 @@ def verdict(figure: Figure, measured: Estimate) -> Verdict:
     | within the bounds, ends counted | holds |
     | beyond one of them              | does not hold |
     | across one of them              | undecided |
+
+    It takes intervals that hold the spread between processes, so what was measured in one launch is undecided anyway.
     """
     low, high = figure.bounds
     if low <= measured.low and measured.high <= high:
@@ -239,7 +238,22 @@ def _judged(figure: Figure, claim: Claim, summary: RunSummary) -> Judged:
     found = _composed(figure, summary) if figure.metric == "composed" else _single(figure, claim, summary)
     if isinstance(found, str):
         return Judged(figure=figure, verdict="not measured", reason=found)
-    return Judged(figure=figure, verdict=verdict(figure, found), measured=found, ratio=found.value / figure.value)
+    alone = _launches(figure, claim, summary) < 2
+    return Judged(
+        figure=figure,
+        verdict="undecided" if alone else verdict(figure, found),
+        measured=found,
+        ratio=found.value / figure.value,
+        reason=ONE_LAUNCH if alone else "",
+    )
+
+
+def _launches(figure: Figure, claim: Claim, summary: RunSummary) -> int:
+    """Return in how many launches the cases of a figure were measured, the fewest of any."""
+    own = _workload(figure, claim, summary.workloads)
+    workloads = summary.workloads if figure.composition else [own] if own else []
+    rows = [row for one in workloads for row in one.rows if row.case.id in (figure.case, figure.over)]
+    return min((row.launches for row in rows), default=0)
 
 
 def _composed(figure: Figure, summary: RunSummary) -> Estimate | str:

@@ -21,7 +21,7 @@ from harness.parameters import Amount
     metavar="FILE",
     help="A table of your own instead of the one that comes with harness, in the same layout.",
 )
-@click.option("--quick", is_flag=True, help="One launch a comparison: a first look, and intervals that are too narrow.")
+@click.option("--quick", is_flag=True, help="One launch a comparison: a first look, without verdicts.")
 @click.option("--refresh", is_flag=True, help="Measure again what an earlier command has measured.")
 @click.option(
     "--budget",

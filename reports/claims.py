@@ -46,7 +46,7 @@ def draw_findings(report: Report) -> Page:
     if pairs:
         blocks += [assembled(_columns(pairs)), Legend(texts=(_LEGEND,))]
     for heading, lines in (
-        ("without a verdict", list(_reasons(report.checked))),
+        ("no verdict", list(_reasons(report.checked))),
         (
             "measured on another device",
             [_line(one.claim, one.claim.elsewhere) for one in report.checked if one.elsewhere],
@@ -179,8 +179,7 @@ def _runs(checked: list[Checked]) -> Iterator[Line]:
     for one in checked:
         if one.run:
             before = ", measured before" if one.cached else ""
-            short = ", one launch: its intervals are too narrow" if one.one_launch else ""
-            yield Line(label=clean(one.claim.id), text=f"{clean(one.run)}{before}{short}")
+            yield Line(label=clean(one.claim.id), text=f"{clean(one.run)}{before}")
 
 
 def _closing(report: Report) -> str:

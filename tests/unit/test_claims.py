@@ -181,7 +181,7 @@ class TestChecked:
         assert found.figures[3].measured is not None
         assert found.figures[3].measured.value == pytest.approx(4.0, rel=0.02)
         assert found.figures[6].reason == "labels"
-        assert not found.one_launch
+        assert not any(one.reason for one in found.figures[:6])
 
     def test_on_another_device_only_the_ratio_is_judged(self) -> None:
         summary = summarize(run_of(measured({"eager": 1.0, "fast": 0.5})))
@@ -234,10 +234,13 @@ class TestChecked:
         assert holds.verdict == "holds"
         assert gone.reason == "it cannot be put together: sd15-unet: timeout"
 
-    def test_one_launch_is_said(self) -> None:
+    def test_one_launch_decides_nothing(self) -> None:
         summary = summarize(run_of(measured({"eager": 1.0, "fast": 0.5}, launches=1)))
-        found = checked(claim(figure(value=0.005)), summary, device="cuda:0", elsewhere=False)
-        assert found.one_launch
+        of = claim(figure(value=0.005), figure(value=99.0), figure(metric=RATIO, over="eager", value=0.5))
+        for one in checked(of, summary, device="cuda:0", elsewhere=False).figures:
+            assert one.verdict == "undecided"
+            assert one.measured is not None
+            assert "one launch cannot show how processes differ" in one.reason
 
     def test_nothing_was_measured(self) -> None:
         workload = msgspec.structs.replace(measured({"eager": 1.0, "fast": 0.5}), launches=list[Launch]())
@@ -363,11 +366,11 @@ class TestCommand:
         assert found["Y1"] == found["Y2"] == ["not runnable", "not runnable", "not measured"]
         assert found["B1"] == ["not measured"]
         (fused,) = document["checked"][-1]["figures"]
-        assert fused["verdict"] in ("holds", "does not hold", "undecided")
+        assert fused["verdict"] == "undecided", "one launch has no verdict"
         assert fused["measured"]["low"] <= fused["measured"]["value"] <= fused["measured"]["high"]
         assert fused["ratio"] == pytest.approx(fused["measured"]["value"] / 0.73)
         last = document["checked"][-1]
-        assert (last["device"], last["elsewhere"], last["one_launch"]) == ("cpu", True, True)
+        assert (last["device"], last["elsewhere"]) == ("cpu", True)
         assert (tmp_path / last["run"] / "run.json").is_file()
         reason = document["checked"][0]["figures"][0]["reason"]
         assert reason == "it is of the RTX 4090, and this machine has no GPU, only a CPU"
@@ -400,7 +403,7 @@ class TestCommand:
         backends = ["fake-device:ms=4.0", "fake-device:ms=1.0"]
         slow, fast = backends
         figures = [
-            figure(case=fast, value=0.001, sense="at least", tolerance=0.01),  # it takes so much of the CPU's time
+            figure(case=fast, value=0.001, sense="at least", tolerance=0.01),
             figure(case=slow, value=0.0004, sense="at most"),
             figure(metric=RATIO, case=slow, over=fast, value=1.0, sense="at least", tolerance=0.5),
         ]
@@ -413,9 +416,11 @@ class TestCommand:
         found = json.loads(first.stdout)
         assert found["checked"][0]["device"] == "cuda:1", "the second card is the one"
         assert not found["checked"][0]["elsewhere"]
-        time, short, ratio = verdicts(found)["C1"]
-        assert (time, short) == ("holds", "does not hold")
-        assert ratio in ("holds", "undecided"), "one launch on a busy machine says little"
+        assert verdicts(found)["C1"] == ["undecided"] * 3, "one launch has no verdict"
+        quick, long, ratio = (one["measured"] for one in found["checked"][0]["figures"])
+        assert quick["value"] >= 0.001, "it takes so much of the CPU's time"
+        assert long["value"] >= 0.004
+        assert ratio["value"] > 0
         assert verdicts(found)["C2"] == ["not runnable"], "tensorrt needs a real one"
         assert found["checked"][1]["figures"][0]["reason"].startswith("tensorrt: ")
         again = cli("claims", "c1", "--table", str(table), "--quick", environment=card)
@@ -433,7 +438,7 @@ class TestCommand:
             "checked"
         ][0]
         assert (resumed["run"], resumed["cached"]) == (found["checked"][0]["run"], False)
-        assert resumed["figures"][0]["verdict"] == "holds"
+        assert resumed["figures"][0]["measured"]["value"] >= 0.001
         assert json.loads(path.read_text())["state"] == "finished"
         fresh = cli("claims", "C1", "--table", str(table), "--quick", "--refresh", "--json", environment=card)
         assert json.loads(fresh.stdout)["checked"][0]["run"] != found["checked"][0]["run"]
