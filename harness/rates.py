@@ -26,7 +26,7 @@ PIECES, LEAST_PIECE = 16, 1 << 20
 """Into how many a working set is cut at most, and the bytes that each has at least."""
 LEAST_S = 0.1
 """Time that one size is repeated for in a pass."""
-STALE, PASSES_AT_MOST = 3, 20
+STALE, PASSES_AT_MOST = 5, 20
 """Passes in a row that find nothing faster, and are then enough."""
 RISE = 1.01
 """Faster is what is faster by more than this."""

@@ -241,8 +241,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("found", "best", "asked"),
         [
-            ([5.0], 5.0, 4),  # the first, and three that are no better
-            ([1.0, 2.0, 3.0, 3.02], 3.02, 6),  # what rises by less than 1 % does not start it anew
+            ([5.0], 5.0, 6),  # the first, and five that are no better
+            ([1.0, 2.0, 3.0, 3.02], 3.02, 8),  # what rises by less than 1 % does not start it anew
             ([float(2**n) for n in range(30)], 2.0**19, 20),
         ],
     )
