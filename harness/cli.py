@@ -19,6 +19,7 @@ import click
 from harness import __version__, options, registry
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
+from harness.claims_command import claims
 from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
@@ -289,6 +290,7 @@ def doctor(as_json: bool) -> int:
 
 
 cli.add_command(ceilings)
+cli.add_command(claims)
 
 
 @cli.command()

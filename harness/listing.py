@@ -59,10 +59,10 @@ def probe_all(names: Sequence[str]) -> list[tuple[str, protocol.Probed]]:
             logs=Path(logs), threads=1, memory_limit_bytes=environment.memory_bytes(), timeout_s=PROBE_TIMEOUT_S
         )
         with launcher:
-            return [(each, _probe(each, launcher)) for each in names]
+            return [(each, probe(each, launcher)) for each in names]
 
 
-def _probe(name: str, launcher: Launcher) -> protocol.Probed:
+def probe(name: str, launcher: Launcher) -> protocol.Probed:
     try:
         with launcher.start(name) as worker:
             probed = worker.call(protocol.Probe(backend=name), protocol.Probed, timeout_s=PROBE_TIMEOUT_S)

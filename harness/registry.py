@@ -109,12 +109,14 @@ COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 VIEWS = {
     "check": Entry("reports.tracking:check"),
+    "claims": Entry("reports.claims:findings"),
+    "claims-list": Entry("reports.claims:listing"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
     "remarks": Entry("reports.gate:remarks"),
     "trends": Entry("reports.tracking:trends"),
 }
-"""How the history is shown: functions that return text."""
+"""How the history and the claims are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 
