@@ -50,7 +50,12 @@ RESUMABLE = {
 
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
-    _refuse_conflicts(given, explicit)
+    return compared(given, explicit)[0]
+
+
+def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]:
+    """Compare, print the table and keep the run; return the exit code and where the run is."""
+    refuse_conflicts(given, explicit)
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
     location = locate(given["store"])
@@ -83,11 +88,16 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         raise broken
     if interrupted:
         click.echo(f"interrupted; go on with: harness compare --resume {folder.path}", err=True)
-        return INTERRUPTED
-    return exit_code(run)
+        return INTERRUPTED, folder
+    return exit_code(run), folder
 
 
-def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
+def refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
+    """Refuse options that were given beside others which they contradict.
+
+    Raises:
+        UsageError: It names two of them.
+    """
     conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
     conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
     for one, other in conflicts:
