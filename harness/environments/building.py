@@ -29,7 +29,7 @@ from harness import registry
 from harness.api import BackendOptions
 from harness.environments.index import Release, releases, wheels
 from harness.environments.installer import TIMEOUT_S, run_uv
-from harness.environments.interpreters import CORE, About, ask
+from harness.environments.interpreters import CORE, USABLE, About, ask
 from harness.errors import EnvironmentFailed, StoreError, UsageError
 from harness.interpreter import Interpreter
 from harness.measure import timed
@@ -272,13 +272,13 @@ def _until(wanted: _Wanted, say: Say) -> str | None:
     if of_release and not fitting:
         able = sorted({tag.interpreter for wheel in of_release for tag in wheel.tags})
         others = [one.version for one in releases(wanted.distribution, python)]
+        hints = [f"releases that fit: {others[0]} to {others[-1]}"] if others else []
+        if any(wheel.fits(minor) for wheel in of_release for minor in USABLE):
+            hints.append(f"make it from another interpreter: --python {wanted.backend}=/path/to/python")
         raise EnvironmentFailed(
             f"no wheel of {wanted.distribution} {wanted.release} fits Python {wanted.base.version} on this machine; "
             f"it has wheels for {', '.join(able)}",
-            hint=f"releases that fit: {others[0]} to {others[-1]}; or give another interpreter to make it from: "
-            f"--python {wanted.backend}=/path/to/python"
-            if others
-            else None,
+            hint="; or ".join(hints) or None,
         )
     dates = [wheel.uploaded for wheel in fitting if wheel.uploaded is not None]
     if not dates:
