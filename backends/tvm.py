@@ -101,7 +101,15 @@ class TVM(Backend):
     def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
         """Return what importing a graph, tuning and compiling for a GPU take; TVM's wheel names only a part of it."""
         own = (PINNED_FFI,) if version.startswith(PINNED_FOR) else ()
-        return (*own, "onnx", "cloudpickle", "filelock", "psutil", "scipy", *(("cuda-bindings",) if kind == "cuda" else ()))
+        return (
+            *own,
+            "onnx",
+            "cloudpickle",
+            "filelock",
+            "psutil",
+            "scipy",
+            *(("cuda-bindings",) if kind == "cuda" else ()),
+        )
 
     @classmethod
     def check(cls, options: BackendOptions) -> None:
