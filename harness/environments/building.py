@@ -256,7 +256,7 @@ def _install(wanted: _Wanted, part: Path, until: str | None, log: Path, timeout_
 
 
 def _undated(requirements: Sequence[str]) -> list[str]:
-    """Return what may be of any date: what is pinned, and what our own side needs, which is not of the release's time."""
+    """Return what may be of any date: what is pinned, and what our own side needs, which knows no releases."""
     parsed = [Requirement(text) for text in requirements]
     return [
         one.name
