@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from harness import protocol
-from harness.api import OnnxLimits
+from harness.api import Backend, OnnxLimits
 from harness.artifact import Artifact, Manifest, sha256
 from harness.derived import ensure_derived, named
 from harness.environment import library_versions
@@ -32,6 +32,16 @@ def fits(graph: Artifact, limits: OnnxLimits) -> bool:
     # Below 128 a varint is one byte. A file that starts otherwise is looked at by the library that knows.
     known = tag == _IR_VERSION and version < 128
     return known and version <= limits.ir and graph.manifest.opset <= limits.opset
+
+
+def readable(graph: Artifact, backend: type[Backend], release: str | None, launcher: Launcher) -> Artifact:
+    """Return a graph in a form that a backend's release reads; without one, the graph itself.
+
+    Raises:
+        HarnessError: As `ensure_lowered()`.
+    """
+    limits = backend.reads(release) if release is not None else None
+    return graph if limits is None else ensure_lowered(graph, limits, launcher)
 
 
 def ensure_lowered(graph: Artifact, limits: OnnxLimits, launcher: Launcher) -> Artifact:
