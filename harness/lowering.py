@@ -21,6 +21,8 @@ from harness.launcher import Launcher
 from harness.plan import FP32
 from harness.precisions import CONVERTERS
 
+WORKER_HALF = ("lowerer", "domains")
+"""Modules of ours on which the result depends."""
 _IR_VERSION = 0x08
 """Tag of the first field of an ONNX file: number 1, a varint."""
 
@@ -55,8 +57,8 @@ def ensure_lowered(graph: Artifact, limits: OnnxLimits, launcher: Launcher) -> A
     if fits(graph, limits):
         return graph
     libraries = map(str, library_versions(CONVERTERS).items())
-    own = sha256(Path(__file__).with_name("lowerer.py"))
-    key = hashlib.sha256("\n".join([graph.hash, own, *libraries]).encode()).hexdigest()[:20]
+    own = [sha256(Path(__file__).with_name(f"{name}.py")) for name in WORKER_HALF]
+    key = hashlib.sha256("\n".join([graph.hash, *own, *libraries]).encode()).hexdigest()[:20]
     folder = named(graph, f"opset{limits.opset}-ir{limits.ir}-{key}")
     return ensure_derived(graph, folder, "older", lambda part: _lower_into(part, graph, limits, launcher))[0]
 
