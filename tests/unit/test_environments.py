@@ -31,6 +31,8 @@ from harness.plan import parse_variants
 from harness.progress import Narrator
 from harness.records import Settings, Workload
 from harness.registry import Entry
+from reports import sections
+from tests.example_history import a_run
 from tests.package_index import PackageIndex
 from tests.support import PLUGINS, ROOT, RUN_CLI
 
@@ -441,6 +443,21 @@ def test_the_command_that_runs_a_case_again_has_its_version_and_interpreter() ->
     assert (case.id, case.backend, case.release) == (variant.id, "onnxruntime", "1.24.4")
     assert "--backends onnxruntime@1.24.4:level=basic" in case.reproduce
     assert "--python onnxruntime=/usr/bin/python3.10" in case.reproduce
+
+
+def test_a_report_says_what_is_installed_where_a_case_runs() -> None:
+    of_then = Interpreter(
+        executable="/x/bin/python",
+        version="3.11.7",
+        packages={"numpy": "1.25.0", "onnxruntime": "1.15.1", "sympy": "1.12"},
+        until="2023-06-23T22:19:48Z",
+    )
+    own = Interpreter(executable="/y/bin/python", version="3.10.4", packages={"numpy": "1.26.4"})
+    fields = {"onnxruntime": {"release": "1.15.1", "interpreter": of_then}, "eager": {"interpreter": own}}
+    lines = {line.label: line.text for line in sections.environment(a_run(fields=fields))}
+    then = "Python 3.11.7, dependencies until 2023-06-23: numpy 1.25.0, onnxruntime 1.15.1, 1 package more"
+    assert lines["onnxruntime@1.15.1"] == then
+    assert lines["eager"] == "Python 3.10.4: numpy 1.26.4"
 
 
 # ---- harness env
