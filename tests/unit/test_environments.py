@@ -26,7 +26,7 @@ from harness.environments.interpreters import CORE, ask
 from harness.errors import EnvironmentFailed, UsageError
 from harness.interpreter import Interpreter
 from harness.modelspec import ModelSpec
-from harness.paths import write_atomically
+from harness.paths import folder_bytes, write_atomically
 from harness.plan import parse_variants
 from harness.progress import Narrator
 from harness.records import Settings, Workload
@@ -131,7 +131,7 @@ def test_dependencies_are_of_the_releases_time_and_the_environment_is_made_once(
     made = building.read(old.python.parent.parent)
     assert made is not None and made.until == "2023-05-08T12:00:00Z" and made.release == "1.0"
     assert len(left(cache_here)) == 2
-    assert managing._own_bytes(old.python.parent.parent) < managing.folder_bytes(old.python.parent.parent)
+    assert managing._own_bytes(old.python.parent.parent) < folder_bytes(old.python.parent.parent)
 
 
 def test_an_environment_whose_interpreter_is_gone_is_made_again(offered: PackageIndex) -> None:
@@ -453,7 +453,10 @@ def test_a_report_says_what_is_installed_where_a_case_runs() -> None:
         until="2023-06-23T22:19:48Z",
     )
     own = Interpreter(executable="/y/bin/python", version="3.10.4", packages={"numpy": "1.26.4"})
-    fields = {"onnxruntime": {"release": "1.15.1", "interpreter": of_then}, "eager": {"interpreter": own}}
+    fields: dict[str, dict[str, object]] = {
+        "onnxruntime": {"release": "1.15.1", "interpreter": of_then},
+        "eager": {"interpreter": own},
+    }
     lines = {line.label: line.text for line in sections.environment(a_run(fields=fields))}
     then = "Python 3.11.7, dependencies until 2023-06-23: numpy 1.25.0, onnxruntime 1.15.1, 1 package more"
     assert lines["onnxruntime@1.15.1"] == then

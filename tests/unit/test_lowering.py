@@ -26,7 +26,7 @@ def model_of(artifact: Artifact) -> onnx.ModelProto:
 
 
 def opset_of(artifact: Artifact) -> int:
-    return next(entry.version for entry in model_of(artifact).opset_import if entry.domain == "")
+    return int(next(entry.version for entry in model_of(artifact).opset_import if entry.domain == ""))
 
 
 def test_what_a_release_reads_stays_as_it_is(tiny: Artifact, launcher: Launcher) -> None:
