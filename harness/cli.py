@@ -21,6 +21,7 @@ from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.claims_command import claims
 from harness.cli_drift import localize, sensitivity
+from harness.environments.cli import env
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
@@ -101,8 +102,9 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     multiple=True,
     default=["all"],
     show_default="all",
-    help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
+    help="Comma-separated; version after @, options after a colon: onnxruntime@1.24.4,tvm:trials=64,tuning_seconds=60",
 )
+@options.pythons
 @precision
 @labelled
 @placement
@@ -169,6 +171,7 @@ def compare(**given: Any) -> int:
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
       harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
+      harness compare --backends onnxruntime@1.24.4,onnxruntime@1.31.1 --baseline onnxruntime@1.24.4
       harness compare --model digits --dataset digits --precision fp32,int8 --backends all
       harness compare --model resnet50 --weights pretrained --dataset folder:imagenet/val --backends all
       harness compare --model yolov8x --target sm_89
@@ -178,7 +181,8 @@ def compare(**given: Any) -> int:
 
     \b
     --backends is a comma-separated list. A token with "=" before any ":" is an option of the backend to its
-    left, every other token starts a backend; "all" is every backend. The same backend may come several times.
+    left, every other token starts a backend; "all" is every backend. The same backend may come several times. With
+    a version, that release is installed into an environment of its own, once, and measured there.
 
     \b
     Exit codes: 0 all asked for is ok, 1 outputs drifted, 2 wrong usage, 3 a case asked for by name has no
@@ -298,7 +302,8 @@ cli.add_command(claims)
 @click.option("--exports", is_flag=True, help="Only exported models.")
 @click.option("--engines", is_flag=True, help="Only saved engines.")
 @click.option("--backends", "backends_", is_flag=True, help="Only what backends keep, such as tuning databases.")
-def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
+@click.option("--environments", is_flag=True, help="Only environments of single releases; see harness env.")
+def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool) -> int:
     """Show the size of the cache, or clear it. Engines of a running comparison are kept.
 
     \b
@@ -308,12 +313,12 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     """
     from harness.housekeeping import run_cache
 
-    chosen = {"exports": exports, "engines": engines, "backends": backends_}
+    chosen = {"exports": exports, "engines": engines, "backends": backends_, "environments": environments}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
 
 
-for _command in (localize, sensitivity, check, *history.COMMANDS):
+for _command in (env, localize, sensitivity, check, *history.COMMANDS):
     cli.add_command(_command)
 
 
