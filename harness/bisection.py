@@ -37,7 +37,7 @@ class Judgement(Record, frozen=True, kw_only=True):
 
     kind: Kind
     change: float | None = None
-    """Natural logarithm of the ratio, candidate over reference; infinite where the reference has nothing of it."""
+    """Natural logarithm of the ratio, candidate over reference."""
     half_width: float | None = None
     """Of the 99 % interval of `change`; None where there is none."""
     reason: str = ""
@@ -200,10 +200,6 @@ def _minus(one: Judgement, other: Judgement) -> Judgement:
     """Return the change from what `other` was judged on to what `one` was, both against the same reference."""
     if one.change is None or other.change is None:
         return Judgement(kind="undecided", measured=False)
-    if one.change == other.change:  # infinities among them
-        change = 0.0
-    else:
-        change = one.change - other.change
-    unsure = one.half_width is None or other.half_width is None
-    half = None if unsure else math.hypot(one.half_width or 0.0, other.half_width or 0.0)
-    return Judgement(kind="undecided", change=change, half_width=half, measured=False)
+    halves = [half for half in (one.half_width, other.half_width) if half is not None]
+    half = math.hypot(*halves) if len(halves) == 2 else None
+    return Judgement(kind="undecided", change=one.change - other.change, half_width=half, measured=False)

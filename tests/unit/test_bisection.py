@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.bisection import Found, Judgement, classify, needed, search
+from harness.pairs import BEYOND
 
 THRESHOLD = 0.05
 QUANTILE = 2.81
@@ -89,7 +90,7 @@ def pairs(found: Found) -> list[tuple[int, int]]:
         (0.0, 0.06, "undecided"),
         (-math.log(1.06), 0.02, "improved"),
         (-math.log(1.06), 0.2, "undecided"),
-        (math.inf, 0.0, "changed"),
+        (BEYOND, 0.0, "changed"),
         (None, None, "undecided"),
         (0.5, None, "undecided"),
     ],
@@ -188,7 +189,7 @@ def test_a_figure_that_was_zero() -> None:
     found = search(
         9,
         lambda _, version: Judgement(
-            kind="changed" if version > 5 else "like", change=math.inf if version > 5 else 0.0, half_width=0.0
+            kind="changed" if version > 5 else "like", change=BEYOND if version > 5 else 0.0, half_width=0.0
         ),
         lambda *_: None,
         threshold=THRESHOLD,
