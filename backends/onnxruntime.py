@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from backends import cuda_device, onnxruntime_providers
 from backends.onnxruntime_libraries import RTX_PACKAGE, TENSORRT_PACKAGE, installed
@@ -22,6 +23,7 @@ class OnnxRuntime(Backend):
     capabilities = Capabilities(source="onnx", devices=("cpu", "cuda"), precisions=SUPPORTED, dynamic_shapes=True)
     modules = ("onnxruntime",)
     Options = OnnxRuntimeOptions
+    distributions: ClassVar = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 
     @classmethod
     def probe(cls) -> Availability:

@@ -217,6 +217,8 @@ class Backend(ABC):
     modules: ClassVar[tuple[str, ...]]
     """Modules whose import the harness times as the import stage."""
     Options: ClassVar[type[BackendOptions]] = BackendOptions
+    distributions: ClassVar[Mapping[str, str]] = {}
+    """Kind of device -> the distribution whose version is meant by `NAME@VERSION`. Empty: it is as it is installed."""
 
     @classmethod
     @abstractmethod
@@ -231,6 +233,14 @@ class Backend(ABC):
             UsageError: Which options conflict, and which to leave out.
         """
         return  # most backends have no conflicting options
+
+    @classmethod
+    def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
+        """Return what the environment of a release needs beside its distribution, in pip's grammar.
+
+        Without version numbers where possible: the newest that was there when the release came out is installed.
+        """
+        return ()
 
     @classmethod
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
