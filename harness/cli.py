@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, options, registry
+from harness.bisect.cli import bisect
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.cli_drift import localize, sensitivity
@@ -305,7 +306,7 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-for _command in (localize, sensitivity, *history.COMMANDS):
+for _command in (localize, sensitivity, bisect, *history.COMMANDS):
     cli.add_command(_command)
 
 

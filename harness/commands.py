@@ -54,7 +54,7 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
     location = locate(given["store"])
-    folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
+    folder, run = _resumed(given, explicit) if given["resume"] else start(_settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
     with Narrator(quiet=given["quiet"]) as narrator:
@@ -123,7 +123,13 @@ def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
     return {**given, **changes}
 
 
-def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
+def start(given: dict[str, Any]) -> tuple[RunFolder, Run]:
+    """Return a new run of what a comparison's options ask for, with its folder; nothing has been done yet.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+        StoreError: The folder cannot be written.
+    """
     root = Path.cwd()
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)

@@ -74,6 +74,14 @@ class Share(Quantity):
         return number
 
 
+class Growth(Quantity):
+    """By how much something grows, as a share of what it was: `5%`, and `300%` for what becomes four times as large."""
+
+    name = "growth"
+    units: ClassVar = {"%": 0.01}
+    example = "5%"
+
+
 class Drift(click.ParamType[str | float]):
     """`pass`, `any`, or the largest relative L2 distance."""
 

@@ -108,10 +108,11 @@ WHOLE = "reference"
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 VIEWS = {
+    "bisected": Entry("reports.bisected:render"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
 }
-"""How the history is shown: functions that return text."""
+"""How the history is shown, and what a bisect found: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.bisection import Found, Judgement, classify, needed, search
-from harness.pairs import BEYOND
+from harness.bisect.pairs import BEYOND
+from harness.bisect.search import Found, Judgement, classify, needed, search
 
 THRESHOLD = 0.05
 QUANTILE = 2.81

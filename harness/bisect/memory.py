@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from harness.bisected import Measured
-from harness.pairs import Figure
+from harness.bisect.found import Measured
+from harness.bisect.pairs import Figure
 from harness.paths import cache_root, make_folder, write_atomically
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from harness.bisection import Kind
-from harness.pairs import Change, Figure
+from harness.bisect.pairs import BEYOND, Change, Figure
+from harness.bisect.search import Kind
 from harness.records import Record
 
 Outcome = Literal["found", "no_change", "undecided"]
@@ -32,7 +32,7 @@ class Trial(Record, frozen=True, kw_only=True):
     """None where one of them could not be installed."""
     reason: str = ""
     """Why it could not be tried."""
-    runs: list[str] = []
+    runs: list[str] = msgspec.field(default_factory=list)
     """Folders of the runs, for `harness show`."""
     remembered: bool = False
     """Whether an earlier bisect had measured it."""
@@ -93,6 +93,33 @@ def interval(change: float | None, half_width: float | None) -> tuple[float, flo
     return math.exp(change), math.exp(change - half), math.exp(change + half)
 
 
+def said(trial: Trial) -> str:
+    """Return a trial in half a sentence: `1.31.1 against 1.20.0: latency 1.12x [1.10, 1.14]: changed`."""
+    pair = f"{trial.after} against {trial.before}"
+    change = trial.change
+    if trial.kind == "untestable" or change is None:
+        return f"{pair}: skipped: {trial.reason}"
+    if change.figure == "status":
+        return f"{pair}: {' against '.join(words(status) for status in reversed(change.statuses))}"
+    return f"{pair}: {change.figure} {ratio_text(change.change, change.half_width)}: {trial.kind}"
+
+
+def ratio_text(change: float | None, half_width: float | None) -> str:
+    """Return a ratio with its interval as a person reads it."""
+    found = interval(change, half_width)
+    if found is None or change is None:
+        return "-"
+    if abs(change) >= BEYOND:
+        return "from nothing to something" if change > 0 else "from something to nothing"
+    ends = f" [{found[1]:.3f}, {found[2]:.3f}]" if half_width else ""
+    return f"{found[0]:.3f}x{ends}"
+
+
+def words(status: str) -> str:
+    """Return a status as words of running text."""
+    return "works" if status == "ok" else status.replace("_", " ")
+
+
 def differing(before: dict[str, str], after: dict[str, str], own: str) -> dict[str, tuple[str | None, str | None]]:
     """Return the distributions of which two environments hold other versions, but for the one that is bisected."""
     return {
@@ -113,3 +140,5 @@ class Measured(Record, frozen=True, kw_only=True):
     """How often more was measured."""
     packages: tuple[dict[str, str], dict[str, str]] = msgspec.field(default_factory=lambda: ({}, {}))
     """Of the two environments."""
+    reproduce: str = ""
+    """The command that compares the two."""

@@ -18,7 +18,7 @@ good end. For one step this takes 1 + log2 + 1 judgements, at most log2(count) +
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -95,6 +95,11 @@ def classify(change: float | None, half_width: float | None, threshold: float) -
     return "like" if change + half_width < limit else "undecided"
 
 
+def middle(left: Sequence[int]) -> int:
+    """Return which of the versions between two that are decided is judged next."""
+    return left[len(left) // 2]
+
+
 def needed(left: int) -> int:
     """Return how many judgements find the step among so many versions between two that are decided."""
     return math.ceil(math.log2(left + 1))
@@ -161,16 +166,16 @@ class _Search:
             if sum(low < one < high for one in unsure) >= OPEN_AT_MOST:
                 break
             self._say(len(left), needed(len(left)))
-            middle = left[len(left) // 2]
-            found = self._of(reference, middle)
+            chosen = middle(left)
+            found = self._of(reference, chosen)
             if found.kind == "changed":
-                high, of_high = middle, found
+                high, of_high = chosen, found
             elif found.kind == "untestable":
-                self._skipped[middle] = found.reason
+                self._skipped[chosen] = found.reason
             elif found.kind == "undecided":
-                unsure[middle] = found
+                unsure[chosen] = found
             else:
-                low, of_low = middle, found
+                low, of_low = chosen, found
         unknown = {
             one: unsure.get(one) or Judgement(kind="untestable", reason=self._skipped.get(one, "not tried"))
             for one in range(low + 1, high)
