@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from harness.bisect.found import Bisected, Guilty, Release, Trial, ratio_text, words
+from harness.bisect.found import NAMES, Bisected, Guilty, Release, Trial, ratio_text, words
 from harness.bisect.pairs import Change, Figure
 from harness.bisect.search import Kind
 from reports.blocks import Block, Line, Section
@@ -44,7 +44,7 @@ def draw(found: Bisected) -> Page:
         lines = tuple(Line(label=version, text=clean(reason)) for version, reason in found.skipped.items())
         blocks.append(Section(title="skipped", lines=lines))
     return Page(
-        title=f"{found.figure} of {clean(found.model)} on {clean(found.backend)}, {found.good} to {found.bad}: "
+        title=f"{NAMES[found.figure]} of {clean(found.model)} on {clean(found.backend)}, {found.good} to {found.bad}: "
         f"{found.precision}, {found.device}, {counted(len(found.versions), 'version', 'versions')}",
         blocks=tuple(blocks),
         closing=" ".join(_closing(found)),
@@ -67,8 +67,8 @@ def _table(found: Bisected) -> Table:
             Column(key="against", title="against", align="left"),
             [Cell(text=one.before, value=one.before) for one in trials],
         ),
-        (Column(key="before", title=found.figure, unit="there"), [_side(one.change, 0) for one in trials]),
-        (Column(key="after", title=found.figure, unit="here"), [_side(one.change, 1) for one in trials]),
+        (Column(key="before", title=NAMES[found.figure], unit="there"), [_side(one.change, 0) for one in trials]),
+        (Column(key="after", title=NAMES[found.figure], unit="here"), [_side(one.change, 1) for one in trials]),
     ]
     if found.figure != "status":
         columns.append((Column(key="ratio", title="ratio", unit="[99 %]"), [Cell(text=_ratio(one)) for one in trials]))
@@ -125,10 +125,10 @@ def _lines(step: Guilty, found: Bisected) -> Iterator[Line]:
     change = step.trial.change if step.trial else None
     if change is not None and change.figure != "status" and change.before is not None and change.after is not None:
         pair = f"{shown(change.before, change.figure)}, then {shown(change.after, change.figure)}"
-        yield Line(label=found.figure, text=f"{pair}: {ratio_text(step.change, step.half_width)}")
+        yield Line(label=NAMES[found.figure], text=f"{pair}: {ratio_text(step.change, step.half_width)}")
     elif found.figure != "status":
         yield Line(
-            label=found.figure,
+            label=NAMES[found.figure],
             text=f"{ratio_text(step.change, step.half_width)}, from what both are against {found.good}",
         )
     elif change is not None:
@@ -154,6 +154,7 @@ def _packages(packages: Mapping[str, tuple[str | None, str | None]]) -> str:
 
 
 def _closing(found: Bisected) -> Iterator[str]:
+    name = NAMES[found.figure]
     end = ratio_text(found.ends.change.change, found.ends.change.half_width) if found.ends.change else MISSING
     if found.outcome == "no_change":
         if found.figure == "status" and found.ends.change is not None:
@@ -161,13 +162,13 @@ def _closing(found: Bisected) -> Iterator[str]:
             yield f"{both}: there is nothing to search for."
         else:
             yield (
-                f"There is no step: {found.bad} has {end} the {found.figure} of {found.good}, less than the threshold "
+                f"There is no step: {found.bad} has {end} the {name} of {found.good}, less than the threshold "
                 f"of {percent(found.threshold)}."
             )
     elif found.outcome == "undecided":
         yield (
-            f"The ends cannot be told apart: {found.bad} has {end} the {found.figure} of {found.good}, which is not "
-            f"decided against a threshold of {percent(found.threshold)}. A quieter machine, or more --launches."
+            f"The ends cannot be told apart: {found.bad} has {end} the {name} of {found.good}, which is not "
+            f"decided against a threshold of {percent(found.threshold)}. A quieter machine may tell."
         )
     for step in found.steps:
         yield _verdict(step, found)
@@ -178,15 +179,14 @@ def _closing(found: Bisected) -> Iterator[str]:
 
 def _verdict(step: Guilty, found: Bisected) -> str:
     ratio = "" if found.figure == "status" else f" ({ratio_text(step.change, step.half_width)})"
+    name = NAMES[found.figure]
     span = f"between {step.before.version} and {step.after.version}{ratio}"
     if step.unknown:
-        what = (
-            f"{found.figure} changed {span}; which of {listed([*step.unknown, step.after.version])} did it is not known"
-        )
+        what = f"{name} changed {span}; which of {listed([*step.unknown, step.after.version])} did it is not known"
         return f"{what[:1].upper()}{what[1:]}."
     if step.kind == "like":
         return (
-            f"No single release did it: {found.figure} has added up to the threshold by {step.after.version}, which "
+            f"No single release did it: {name} has added up to the threshold by {step.after.version}, which "
             f"alone changed it by less{ratio}."
         )
     if step.kind != "changed":
@@ -196,4 +196,4 @@ def _verdict(step: Guilty, found: Bisected) -> str:
     if found.figure == "status":
         return f"{step.after.version} is the first that does not work; {step.before.version} does."
     times = ratio_text(step.change, step.half_width)
-    return f"{step.after.version} did it: its {found.figure} is {times} that of {step.before.version}."
+    return f"{step.after.version} did it: its {name} is {times} that of {step.before.version}."

@@ -16,7 +16,7 @@ import msgspec
 
 from harness import __version__, devices, environment, registry
 from harness.artifact import Artifact, sha256
-from harness.bisect.found import Bisected, Guilty, Outcome, Release, differing, ratio_text
+from harness.bisect.found import NAMES, Bisected, Guilty, Outcome, Release, differing, ratio_text
 from harness.bisect.judging import COMPARABLE, Pairs, reproduce
 from harness.bisect.memory import Memory
 from harness.bisect.pairs import EXACT, FIGURES, Figure
@@ -215,7 +215,7 @@ def _refuse_ends(asked: _Asked, pairs: Pairs, installed: Installed) -> None:
         )
     if ends.kind == "untestable":
         raise UsageError(
-            f"{good} and {bad} have no {asked.figure} to compare on {asked.device}: {ends.reason}",
+            f"{good} and {bad} have no {NAMES[asked.figure]} to compare on {asked.device}: {ends.reason}",
             hint=f"--metric {', '.join(one for one in FIGURES if one != asked.figure)}",
         )
     if ends.kind == "improved":
@@ -223,8 +223,8 @@ def _refuse_ends(asked: _Asked, pairs: Pairs, installed: Installed) -> None:
             "works and the other does not" if asked.figure == "status" else ratio_text(change.change, change.half_width)
         )
         raise UsageError(
-            f"--bad {bad} is better than --good {good}: its {asked.figure} is {moved}",
-            hint=f"the wrong way round? --good {bad} --bad {good} finds where it became better",
+            f"--bad {bad} is better than --good {good}: its {NAMES[asked.figure]} is {moved}",
+            hint=f"the wrong way round? --good {bad} --bad {good}",
         )
 
 

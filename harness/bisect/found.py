@@ -11,6 +11,17 @@ from harness.bisect.pairs import BEYOND, Change, Figure
 from harness.bisect.search import Kind
 from harness.records import Record
 
+NAMES: dict[Figure, str] = {
+    "latency": "latency",
+    "compile": "compile time",
+    "memory": "memory",
+    "device-memory": "device memory",
+    "compile-memory": "memory of compiling",
+    "engine": "engine size",
+    "drift": "drift",
+    "status": "status",
+}
+"""Figures in running text."""
 Outcome = Literal["found", "no_change", "undecided"]
 
 
@@ -101,7 +112,7 @@ def said(trial: Trial) -> str:
         return f"{pair}: skipped: {trial.reason}"
     if change.figure == "status":
         return f"{pair}: {' against '.join(words(status) for status in reversed(change.statuses))}"
-    return f"{pair}: {change.figure} {ratio_text(change.change, change.half_width)}: {trial.kind}"
+    return f"{pair}: {NAMES[change.figure]} {ratio_text(change.change, change.half_width)}: {trial.kind}"
 
 
 def ratio_text(change: float | None, half_width: float | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from harness.bisect.found import Measured, Trial, said
+from harness.bisect.found import NAMES, Measured, Trial, said
 from harness.bisect.memory import Memory
 from harness.bisect.pairs import EXACT, OVER_RUNS, Change, Figure, change_of
 from harness.bisect.search import Judgement, Kind, classify
@@ -267,4 +267,4 @@ def _why_not(before: str, after: str, change: Change) -> str:
         if status not in COMPARABLE:
             return f"{version}: {status.replace('_', ' ')}: {failure}"
     lacking = after if change.after is None else before
-    return f"{lacking} has no figure of its {change.figure}"
+    return f"{lacking} has no such figure: {NAMES[change.figure]}"
