@@ -63,6 +63,15 @@ class Capabilities:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnnxLimits:
+    """The newest ONNX that a release of a library reads."""
+
+    opset: int
+    ir: int
+    """Version of the file format."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Availability:
     """The answer of a probe: usable, or why not and what to install."""
 
@@ -217,8 +226,6 @@ class Backend(ABC):
     modules: ClassVar[tuple[str, ...]]
     """Modules whose import the harness times as the import stage."""
     Options: ClassVar[type[BackendOptions]] = BackendOptions
-    distributions: ClassVar[Mapping[str, str]] = {}
-    """Kind of device -> the distribution whose version is meant by `NAME@VERSION`. Empty: it is as it is installed."""
 
     @classmethod
     @abstractmethod
@@ -235,12 +242,25 @@ class Backend(ABC):
         return  # most backends have no conflicting options
 
     @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str | None:
+        """Return the distribution whose version is meant by `NAME@VERSION` on a kind of device.
+
+        None: it has no releases that could be chosen.
+        """
+        return None
+
+    @classmethod
     def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
         """Return what the environment of a release needs beside its distribution, in pip's grammar.
 
         Without version numbers where possible: the newest that was there when the release came out is installed.
         """
         return ()
+
+    @classmethod
+    def reads(cls, version: str) -> OnnxLimits | None:
+        """Return the newest ONNX that a release reads; None: all that is exported. A newer graph is lowered to it."""
+        return None
 
     @classmethod
     def environment(cls, options: BackendOptions, engine_dir: Path, threads: int) -> dict[str, str]:
@@ -327,6 +347,7 @@ __all__ = [
     "InputSpec",
     "Model",
     "ModelOptions",
+    "OnnxLimits",
     "Preprocessing",
     "PublicWeights",
     "ReferenceModel",

@@ -27,6 +27,7 @@ def blank_case(settings: Settings, workload: Workload, variant: Variant) -> Case
     return Case(
         id=variant.id,
         backend=variant.backend,
+        release=variant.release,
         options=variant.options,
         device=own,
         target=workload.target,
@@ -57,6 +58,8 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
     words += ["--cpus", settings.cpus] if settings.cpus else []
+    if variant.backend in settings.pythons:
+        words += ["--python", f"{variant.backend}={settings.pythons[variant.backend]}"]
     words += ["--calibration", settings.calibration] if settings.calibration else []
     words += ["--dataset", settings.dataset] if settings.dataset else []
     if settings.dataset and settings.max_samples != DEFAULT_SAMPLES:

@@ -96,8 +96,9 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     multiple=True,
     default=["all"],
     show_default="all",
-    help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
+    help="Comma-separated; version after @, options after a colon: onnxruntime@1.24.4,tvm:trials=64,tuning_seconds=60",
 )
+@options.pythons
 @precision
 @labelled
 @placement
@@ -164,6 +165,7 @@ def compare(**given: Any) -> int:
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
       harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
+      harness compare --backends onnxruntime@1.24.4,onnxruntime@1.31.1 --baseline onnxruntime@1.24.4
       harness compare --model digits --dataset digits --precision fp32,int8 --backends all
       harness compare --model resnet50 --weights pretrained --dataset folder:imagenet/val --backends all
       harness compare --model yolov8x --target sm_89
@@ -173,7 +175,8 @@ def compare(**given: Any) -> int:
 
     \b
     --backends is a comma-separated list. A token with "=" before any ":" is an option of the backend to its
-    left, every other token starts a backend; "all" is every backend. The same backend may come several times.
+    left, every other token starts a backend; "all" is every backend. The same backend may come several times. With
+    a version, that release is installed into an environment of its own, once, and measured there.
 
     \b
     Exit codes: 0 all asked for is ok, 1 outputs drifted, 2 wrong usage, 3 a case asked for by name has no

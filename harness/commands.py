@@ -19,6 +19,7 @@ from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
+from harness.environments import preparing
 from harness.errors import StoreError, UsageError
 from harness.evaluation import refuse_models
 from harness.export import Recipe, ensure_artifact
@@ -162,6 +163,7 @@ def start(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         input_sets=given["input_sets"],
         seed=given["seed"],
         threads=given["threads"] or environment.default_threads(pinned.cores),
+        pythons=preparing.parse_pythons(given["pythons"]),
         cpus=given["cpus"],
         cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
@@ -176,6 +178,7 @@ def start(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     )
     variants = asked_variants(settings)
     pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
+    preparing.check(variants, settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)

@@ -19,6 +19,7 @@ from harness.cases import blank_case
 from harness.compiling import Compiled, Compiler
 from harness.conversion import Calibration, ensure_converted
 from harness.engines import EngineStore
+from harness.environments.preparing import Interpreters, prepare
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.evaluation import Evaluation, answers_folder
 from harness.export import Recipe, ensure_artifact, is_exported
@@ -51,6 +52,7 @@ class Comparison:
         self._converted: dict[tuple[Path, str], Artifact | HarnessError] = {}
         self._failed: dict[Path, Case] = {}
         self._evaluations: dict[str, Evaluation] = {}
+        self._interpreters: Interpreters = {}
         self._path = folder.path
         self._launcher = Launcher(
             logs=folder.logs,
@@ -79,6 +81,7 @@ class Comparison:
         with self._launcher, EngineStore(self.run.id) as engines, aside(self._launcher.cpus):
             try:
                 self._ledger.update(state="running")
+                self._interpreters = prepare(self._variants, self._settings, self._launcher.logs, self._say)
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]
                 artifacts = [self._export(page) for page in pages]
                 work = [(page, artifact) for page, artifact in zip(pages, artifacts, strict=True) if artifact]
@@ -295,6 +298,7 @@ class Comparison:
             dynamic=lambda: self._dynamic_artifact(page.workload, artifact),
             converted=lambda graph, precision: self._in_precision(page, graph, precision),
             failed=self._failed,
+            interpreters=self._interpreters,
         )
         done = {case.id: case for case in page.workload.cases}
         order = [variant.id for variant in self._variants]

@@ -92,6 +92,15 @@ class Convert(Request, frozen=True, kw_only=True):
     folder: str
 
 
+class Lower(Request, frozen=True, kw_only=True):
+    """Write an artifact's graph for a library that reads no newer opset and file format into `folder`."""
+
+    artifact: str
+    opset: int
+    ir: int
+    folder: str
+
+
 class Survey(Request, frozen=True, kw_only=True):
     """Describe the tensors that an artifact's graph and its form in another precision have in common."""
 
@@ -198,6 +207,7 @@ AnyRequest = (
     | Export
     | Check
     | Convert
+    | Lower
     | Survey
     | Screen
     | Evaluate
@@ -282,6 +292,13 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     notes: list[str] = []
     versions: dict[str, str] = {}
+
+
+class Lowered(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Lower`: what the graph is in now."""
+
+    opset: int
+    ir: int
 
 
 class SharedTensor(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,6 +86,11 @@ class Worker:
 
         return convert(request, self._progress)
 
+    def _lower(self, request: protocol.Lower) -> protocol.Lowered:
+        from harness.lowerer import lower
+
+        return lower(request)
+
     def _survey(self, request: protocol.Survey) -> protocol.Surveyed:
         from harness.graph_cuts import survey
 

@@ -31,6 +31,7 @@ from harness.environments.index import Release, releases, wheels
 from harness.environments.installer import TIMEOUT_S, run_uv
 from harness.environments.interpreters import CORE, About, ask
 from harness.errors import EnvironmentFailed, StoreError, UsageError
+from harness.interpreter import Interpreter
 from harness.measure import timed
 from harness.paths import cache_root, make_folder, write_atomically
 from harness.records import Record
@@ -42,20 +43,6 @@ MARGIN = timedelta(days=7)
 NEAREST = 5
 
 Say = Callable[[str], None]
-
-
-class Interpreter(Record, frozen=True, kw_only=True):
-    """A Python in which a backend's workers run."""
-
-    python: Path
-    packages: dict[str, str]
-    """Distribution -> version, of all that is installed there."""
-    version: str
-    """Of Python."""
-    made: bool = False
-    """Whether it was made just now; else it was there already."""
-    seconds: float = 0.0
-    """How long it took to make."""
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -81,28 +68,28 @@ def environments_root() -> Path:
     return cache_root() / "environments"
 
 
-def distribution_of(backend: str, kind: str = "cpu") -> str:
+def distribution_of(backend: str, options: BackendOptions | None = None, kind: str = "cpu") -> str:
     """Return the distribution whose version is meant by `BACKEND@VERSION` on a kind of device.
 
     Raises:
         UsageError: There is no such backend, or it has no releases that could be chosen.
     """
-    known = registry.backend(backend).distributions
-    if not known:
+    owner = registry.backend(backend)
+    if (name := owner.distribution(options or owner.Options(), kind)) is None:
         raise UsageError(
-            f"'{backend}' does not say which distribution its releases are",
-            hint=f"leave out the version, or name an interpreter of your own: --python {backend}=/path/to/python",
+            f"{backend} is no package of releases that could be chosen",
+            hint=f"leave out the version, or name an interpreter that has it: --python {backend}=/path/to/python",
         )
-    return known.get(kind) or next(iter(known.values()))
+    return name
 
 
-def check_release(backend: str, version: str, kind: str = "cpu") -> None:
+def check_release(backend: str, version: str, options: BackendOptions | None = None, kind: str = "cpu") -> None:
     """Refuse a version that was never released. What the index does not tell is not refused.
 
     Raises:
         UsageError: There is no such release; the message names the nearest ones.
     """
-    distribution = distribution_of(backend, kind)
+    distribution = distribution_of(backend, options, kind)
     try:
         known = {wheel.version for wheel in wheels(distribution)}
         fitting = releases(distribution)
@@ -175,7 +162,7 @@ class _Wanted:
         self, backend: str, version: str, options: BackendOptions | None, kind: str, base: Path | None
     ) -> None:
         owner = registry.backend(backend)
-        distribution = distribution_of(backend, kind)
+        distribution = distribution_of(backend, options, kind)
         self.backend = backend
         self.release = canonical(version)
         self.base: About = ask(base or Path(sys.executable))
@@ -219,7 +206,7 @@ def _found(folder: Path) -> Interpreter | None:
     python = python_of(folder)
     if known is None or not os.access(python, os.X_OK):  # the interpreter that it was made from may be gone
         return None
-    return Interpreter(python=python, packages=known.packages, version=known.python)
+    return Interpreter(executable=str(python), packages=known.packages, version=known.python)
 
 
 def _make(wanted: _Wanted, folder: Path, say: Say, log: Path, timeout_s: float) -> Interpreter:
@@ -227,7 +214,6 @@ def _make(wanted: _Wanted, folder: Path, say: Say, log: Path, timeout_s: float) 
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     until = _until(wanted, say)
-    say(f"making the environment of {wanted.text}")
     try:
         packages, seconds = timed(lambda: _install(wanted, part, until, log, timeout_s))
         manifest = Manifest(
@@ -251,9 +237,8 @@ def _make(wanted: _Wanted, folder: Path, say: Say, log: Path, timeout_s: float) 
         raise StoreError(f"the environment of {wanted.text} cannot be written: {exc.strerror}") from exc
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Interpreter(
-        python=python_of(folder), packages=packages, version=wanted.base.version, made=True, seconds=seconds
-    )
+    say(f"made the environment of {wanted.text}: {len(packages)} packages in {seconds:.1f} s")
+    return Interpreter(executable=str(python_of(folder)), packages=packages, version=wanted.base.version)
 
 
 def _install(wanted: _Wanted, part: Path, until: str | None, log: Path, timeout_s: float) -> dict[str, str]:

@@ -1,0 +1,122 @@
+"""The interpreters of a comparison: one for each release that was asked for, and the user's own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from harness import devices, registry
+from harness.environments.building import check_release, ensure
+from harness.environments.interpreters import CORE, ask
+from harness.errors import EnvironmentFailed, UsageError
+from harness.interpreter import Interpreter
+from harness.paths import users_path
+from harness.plan import Variant
+from harness.progress import Narrator
+from harness.records import Settings
+
+Interpreters = Mapping[str, Interpreter | EnvironmentFailed]
+"""Case -> what its workers run in, or why there is no such thing. A case that is not here runs in that of harness."""
+
+
+def parse_pythons(texts: Iterable[str]) -> dict[str, str]:
+    """Parse the values of `--python`: backend -> path of an interpreter.
+
+    Raises:
+        UsageError: Not of the form NAME=PATH, an unknown backend, or no interpreter.
+    """
+    out: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"--python {text}: BACKEND=/path/to/python is wanted")
+        registry.backend(name)
+        if name in out:
+            raise UsageError(f"--python: {name} is given twice")
+        out[name] = str(ask(_interpreter(path)).python)
+    return out
+
+
+def _interpreter(text: str) -> Path:
+    path = users_path(text)
+    if path.is_dir():  # a virtual environment
+        path = path / "bin" / "python"
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise UsageError(f"--python {text}: there is no interpreter", hint="give the path of its python")
+    return path
+
+
+def check(variants: Sequence[Variant], settings: Settings) -> None:
+    """Refuse releases that there are not, and interpreters in which a worker cannot run, before anything is done.
+
+    Raises:
+        UsageError: The message says what to choose or to install.
+    """
+    for name, path in settings.pythons.items():
+        own = [variant for variant in variants if variant.backend == name]
+        if not own:
+            raise UsageError(f"--python {name}={path}: {name} is not among the cases", hint=f"--backends {name}")
+        if plain := [variant for variant in own if variant.release is None]:
+            _check_python(name, Path(path), [_distribution(variant, settings) for variant in plain])
+    for variant in {variant.item: variant for variant in variants if variant.release is not None}.values():
+        assert variant.release is not None
+        check_release(variant.backend, variant.release, variant.parsed(), _kind(settings))
+
+
+def _check_python(name: str, path: Path, distributions: Sequence[str | None]) -> None:
+    about = ask(path)
+    needed = [*CORE, *sorted({one for one in distributions if one is not None})]
+    if lacking := about.lacks(needed):
+        command = shlex.join([str(path), "-m", "pip", "install", *lacking])
+        raise UsageError(f"--python {name}={path} lacks what a worker needs: {', '.join(lacking)}", hint=command)
+
+
+def _distribution(variant: Variant, settings: Settings) -> str | None:
+    return registry.backend(variant.backend).distribution(variant.parsed(), _kind(settings))
+
+
+def _kind(settings: Settings) -> str:
+    """Return the kind of device that an environment is for: one for a GPU serves the CPU too."""
+    return next((kind for kind in map(devices.kind, settings.devices) if kind != devices.CPU), devices.CPU)
+
+
+def prepare(variants: Sequence[Variant], settings: Settings, logs: Path, narrator: Narrator) -> Interpreters:
+    """Make the environments that are not there yet, and return the interpreter of each case that has one of its own.
+
+    Raises:
+        StoreError: The cache cannot be written.
+        UsageError: The user's interpreter is gone.
+    """
+    found: dict[str, Interpreter | EnvironmentFailed] = {}
+    for variant in variants:
+        base = settings.pythons.get(variant.backend)
+        if variant.release is not None:
+            narrator.doing(f"environment of {variant.item}")
+            log = logs / f"environment-{variant.slug}.log"
+            try:
+                found[variant.id] = ensure(
+                    variant.backend,
+                    variant.release,
+                    options=variant.parsed(),
+                    kind=_kind(settings),
+                    base=Path(base) if base else None,
+                    say=narrator.done,
+                    log=log,
+                )
+            except EnvironmentFailed as exc:
+                narrator.done(f"{variant.item}: no environment: {exc.message.splitlines()[0][:160]}")
+                found[variant.id] = exc
+        elif base is not None:
+            about = ask(Path(base))
+            found[variant.id] = Interpreter(executable=base, version=about.version, packages=about.packages)
+    return found
+
+
+def release_in(variant: Variant, interpreter: Interpreter | None, kind: str) -> str | None:
+    """Return the release that a case runs, where it is not simply the one beside harness."""
+    if variant.release is not None or interpreter is None:
+        return variant.release
+    owner = registry.backend(variant.backend)
+    return interpreter.packages.get(owner.distribution(variant.parsed(), kind) or "")
