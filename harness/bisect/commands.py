@@ -93,6 +93,10 @@ def _settled(given: Mapping[str, Any], narrator: Narrator) -> _Asked:
     if len(variants) > 1:
         raise UsageError(f"--backend takes one backend, and there are {len(variants)}")
     variant = variants[0]
+    if variant.release is not None:
+        raise UsageError(
+            f"--backend {given['backend']}: here versions are searched for", hint=f"--backend {variant.backend}"
+        )
     if variant.parsed().dynamic:
         raise UsageError("an engine for all shapes has no one shape to be compared at", hint="leave out dynamic=true")
     specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())

@@ -57,7 +57,7 @@ class Released:
         Raises:
             UsageError: The backend has no releases that could be chosen.
         """
-        self.distribution = distribution_of(variant.backend, kind)
+        self.distribution = distribution_of(variant.backend, variant.parsed(), kind)
         self._variant = variant
         self._kind = kind
         self._previews = previews
