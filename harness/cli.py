@@ -21,6 +21,7 @@ from harness.bisect.cli import bisect
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.cli_drift import localize, sensitivity
+from harness.environments.cli import env
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
@@ -294,7 +295,8 @@ cli.add_command(ceilings)
 @click.option("--exports", is_flag=True, help="Only exported models.")
 @click.option("--engines", is_flag=True, help="Only saved engines.")
 @click.option("--backends", "backends_", is_flag=True, help="Only what backends keep, such as tuning databases.")
-def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
+@click.option("--environments", is_flag=True, help="Only environments of single releases; see harness env.")
+def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool) -> int:
     """Show the size of the cache, or clear it. Engines of a running comparison are kept.
 
     \b
@@ -304,12 +306,12 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     """
     from harness.housekeeping import run_cache
 
-    chosen = {"exports": exports, "engines": engines, "backends": backends_}
+    chosen = {"exports": exports, "engines": engines, "backends": backends_, "environments": environments}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
 
 
-for _command in (localize, sensitivity, bisect, *history.COMMANDS):
+for _command in (env, localize, sensitivity, bisect, *history.COMMANDS):
     cli.add_command(_command)
 
 

@@ -81,7 +81,7 @@ class Comparison:
         with self._launcher, EngineStore(self.run.id) as engines, aside(self._launcher.cpus):
             try:
                 self._ledger.update(state="running")
-                self._interpreters = prepare(self._variants, self._settings, self._launcher.logs, self._say)
+                self._interpreters = self._prepare()
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]
                 artifacts = [self._export(page) for page in pages]
                 work = [(page, artifact) for page, artifact in zip(pages, artifacts, strict=True) if artifact]
@@ -95,6 +95,9 @@ class Comparison:
                     self._ledger.update(state="interrupted")
                 raise
         return self.run
+
+    def _prepare(self) -> Interpreters:
+        return prepare(self._variants, self._settings, self.run.id, self._launcher.logs, self._say)
 
     def _one_by_one(self, work: Sequence[tuple[Page, Artifact]], engines: EngineStore) -> None:
         for number, (page, artifact) in enumerate(work, 1):

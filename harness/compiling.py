@@ -177,7 +177,7 @@ class Compiler:
             threads=threads,
             build=build,
             engine_dir="",
-            cache_dir=str(backend_cache(variant.item, build)),
+            cache_dir=str(backend_cache(variant.backend, build)),
         )
         folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind, interpreter)) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))

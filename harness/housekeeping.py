@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from harness import doctor
 from harness.engines import any_in_use, delete_unless_in_use, engines_root
+from harness.environments.managing import clear_all
 from harness.errors import StoreError, UsageError
 from harness.paths import cache_root, folder_bytes
 
@@ -44,13 +45,15 @@ def run_cache(action: str, parts: list[str]) -> None:
         kept = 0
         for part in parts:
             if part == "engines":
-                kept = _clear_engines()
+                kept += _clear_engines()
+            elif part == "environments":
+                kept += clear_all()
             else:
                 shutil.rmtree(root / part, ignore_errors=True)
                 if (root / part).exists():
                     raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
         shutil.rmtree(root / "logs", ignore_errors=True)
-        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} engine(s) in use" if kept else ""))
+        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} in use" if kept else ""))
         return
     click.echo(
         tabulate([(part, f"{folder_bytes(root / part) / 2**20:.1f}") for part in parts], headers=[str(root), "MiB"])

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from packaging.version import InvalidVersion, Version
 
 from harness import registry
 from harness.api import BackendOptions
-from harness.environments.index import Release, releases, wheels
+from harness.environments.index import Release, knows_all, releases, wheels
 from harness.environments.installer import TIMEOUT_S, run_uv
-from harness.environments.interpreters import CORE, About, ask
+from harness.environments.interpreters import CORE, USABLE, About, ask
 from harness.errors import EnvironmentFailed, StoreError, UsageError
 from harness.interpreter import Interpreter
 from harness.measure import timed
@@ -95,7 +95,7 @@ def check_release(backend: str, version: str, options: BackendOptions | None = N
         fitting = releases(distribution)
     except EnvironmentFailed:
         return  # making the environment will tell; one that was made before needs no index
-    if not known or Version(version) in known:
+    if Version(version) in known or not knows_all(distribution):
         return
     raise UsageError(
         f"{distribution} {version} was never released as a wheel",
@@ -248,12 +248,21 @@ def _install(wanted: _Wanted, part: Path, until: str | None, log: Path, timeout_
     arguments += ["--only-binary", wanted.distribution]  # an old release without a wheel is not to be built for hours
     if until is not None:
         arguments += ["--exclude-newer", until]
-        for need in CORE:  # what our own side needs is not of the release's time
-            if Requirement(need).specifier:
-                arguments += ["--exclude-newer-package", f"{Requirement(need).name}=false"]
+        for name in _undated(wanted.requirements):
+            arguments += ["--exclude-newer-package", f"{name}=false"]
     run_uv([*arguments, *wanted.requirements], log=log, timeout_s=timeout_s)
     listed = run_uv(["pip", "list", "--format", "json", "--python", python], log=log)
     return {one["name"]: one["version"] for one in msgspec.json.decode(listed, type=list[dict[str, str]])}
+
+
+def _undated(requirements: Sequence[str]) -> list[str]:
+    """Return what may be of any date: what is pinned, and what our own side needs, which knows no releases."""
+    parsed = [Requirement(text) for text in requirements]
+    return [
+        one.name
+        for one in parsed
+        if any(clause.operator == "==" for clause in one.specifier) or (str(one) in CORE and one.specifier)
+    ]
 
 
 def _until(wanted: _Wanted, say: Say) -> str | None:
@@ -272,13 +281,13 @@ def _until(wanted: _Wanted, say: Say) -> str | None:
     if of_release and not fitting:
         able = sorted({tag.interpreter for wheel in of_release for tag in wheel.tags})
         others = [one.version for one in releases(wanted.distribution, python)]
+        hints = [f"releases that fit: {others[0]} to {others[-1]}"] if others else []
+        if any(wheel.fits(minor) for wheel in of_release for minor in USABLE):
+            hints.append(f"make it from another interpreter: --python {wanted.backend}=/path/to/python")
         raise EnvironmentFailed(
             f"no wheel of {wanted.distribution} {wanted.release} fits Python {wanted.base.version} on this machine; "
             f"it has wheels for {', '.join(able)}",
-            hint=f"releases that fit: {others[0]} to {others[-1]}; or give another interpreter to make it from: "
-            f"--python {wanted.backend}=/path/to/python"
-            if others
-            else None,
+            hint="; or ".join(hints) or None,
         )
     dates = [wheel.uploaded for wheel in fitting if wheel.uploaded is not None]
     if not dates:

@@ -7,15 +7,18 @@ was uploaded only where it speaks the JSON form of the simple repository API.
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -25,12 +28,18 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
+from harness.environments import settings
 from harness.environments.installer import run_uv
 from harness.errors import EnvironmentFailed
 
 ANSWER_WITHIN_S = 30.0
 _JSON, _HTML = "application/vnd.pypi.simple.v1+json", "text/html"
 _FROM = "# from "
+_NAME = re.compile(r"^[\w.-]+=(?=\w+:)")
+"""uv lets an index have a name: `ours=https://...`."""
+EXTRA = ("UV_INDEX", "UV_EXTRA_INDEX_URL")
+"""uv's variables that name indexes beside the default one."""
+NOT_FOUND = 404
 
 
 class Release(NamedTuple):
@@ -86,32 +95,58 @@ def releases(distribution: str, python: tuple[int, int] | None = None, *, previe
     return [Release(str(version), dates[version]) for version in sorted(dates)]
 
 
-@functools.cache
 def wheels(distribution: str) -> tuple[Wheel, ...]:
-    """Return all wheels that the index has of a distribution.
+    """Return all wheels that the user's indexes have of a distribution.
 
     Raises:
-        EnvironmentFailed: The index does not answer, or does not have it.
+        EnvironmentFailed: No index answers, or none has it.
     """
-    url = f"{_index_of(distribution).rstrip('/')}/{canonicalize_name(distribution)}/"
-    try:
-        request = Request(url, headers={"Accept": f"{_JSON}, {_HTML};q=0.1"})
-        with urlopen(request, timeout=ANSWER_WITHIN_S) as answer:
-            kind, content = answer.headers.get_content_type(), answer.read()
-        files = msgspec.json.decode(content, type=_Page).files if kind == _JSON else _listed(content.decode())
-    except (URLError, OSError, ValueError, msgspec.DecodeError) as exc:
-        raise EnvironmentFailed(
-            f"the package index does not say which releases of {distribution} there are: {exc}"
-        ) from exc
-    return tuple(_wheels(files))
+    return _offer(distribution)[0]
 
 
-def _index_of(distribution: str) -> str:
-    """Return the address of the index that the user's configuration leads to."""
+def knows_all(distribution: str) -> bool:
+    """Say whether every index of the user's answered, so that what is not among `wheels()` does not exist."""
+    return _offer(distribution)[1]
+
+
+@functools.cache
+def _offer(distribution: str) -> tuple[tuple[Wheel, ...], bool]:
+    found: list[Wheel] = []
+    failure: Exception | None = None
+    for index in _indexes_of(distribution):
+        try:
+            found += _wheels(_files(index, distribution))
+        except (URLError, OSError, ValueError, msgspec.DecodeError) as exc:
+            if not _absent(exc):  # an index need not have all that others have
+                failure = exc
+    if not found:
+        why = f": {failure}" if failure else ""
+        raise EnvironmentFailed(f"the package index does not say which releases of {distribution} there are{why}")
+    return tuple(found), failure is None
+
+
+def _absent(exc: Exception) -> bool:
+    if isinstance(exc, HTTPError):
+        return exc.code == NOT_FOUND
+    return isinstance(exc, URLError) and isinstance(exc.reason, FileNotFoundError)
+
+
+def _indexes_of(distribution: str) -> list[str]:
+    """Return the addresses of the indexes that the user's configuration leads to: uv says which they are."""
+    told = {**os.environ, **settings.variables()}
+    extra = [_NAME.sub("", text) for variable in EXTRA for text in told.get(variable, "").split()]
+    found = [_index_of(distribution, {})]
+    if extra:
+        with suppress(EnvironmentFailed):  # the default index may lack what another one has
+            found.append(_index_of(distribution, dict.fromkeys(EXTRA, "")))
+    return list(dict.fromkeys(address.rstrip("/") for address in [*found, *extra]))
+
+
+def _index_of(distribution: str, changed: Mapping[str, str]) -> str:
     arguments = ["pip", "compile", "-", "--no-deps", "--no-header", "--emit-index-annotation", "--quiet"]
     with tempfile.TemporaryDirectory(prefix="harness-index-") as scratch:
         try:
-            said = run_uv(arguments, log=Path(scratch) / "uv.log", stdin=distribution)
+            said = run_uv(arguments, log=Path(scratch) / "uv.log", stdin=distribution, variables=changed)
         except EnvironmentFailed as exc:
             exc.log = None  # it is gone with its folder
             raise
@@ -119,6 +154,16 @@ def _index_of(distribution: str) -> str:
     if not found:
         raise EnvironmentFailed(f"uv does not say from which index {distribution} comes")
     return found[0]
+
+
+def _files(index: str, distribution: str) -> list[_File]:
+    page = f"{index}/{canonicalize_name(distribution)}/"
+    if page.startswith("file:"):
+        page += "index.html"
+    request = Request(page, headers={"Accept": f"{_JSON}, {_HTML};q=0.1"})
+    with urlopen(request, timeout=ANSWER_WITHIN_S) as answer:
+        kind, content = answer.headers.get_content_type(), answer.read()
+    return msgspec.json.decode(content, type=_Page).files if kind == _JSON else _listed(content.decode())
 
 
 def _wheels(files: Iterable[_File]) -> Iterable[Wheel]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.environments import settings
 from harness.errors import EnvironmentFailed, StoreError
@@ -35,8 +36,17 @@ def find_uv() -> str:
         raise EnvironmentFailed(f"uv, which makes environments, is missing: {exc}", hint="pip install uv") from exc
 
 
-def run_uv(arguments: Sequence[str], *, log: Path, stdin: str = "", timeout_s: float = TIMEOUT_S) -> str:
+def run_uv(
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    stdin: str = "",
+    timeout_s: float = TIMEOUT_S,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Run uv and return what it printed to stdout. What it says on stderr goes to the end of the log.
+
+    `variables` overrule the environment and the user's settings.
 
     Raises:
         EnvironmentFailed: It failed, hung or is missing; the message says why in uv's own words.
@@ -54,7 +64,7 @@ def run_uv(arguments: Sequence[str], *, log: Path, stdin: str = "", timeout_s: f
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
-                env={**os.environ, **settings.variables()},
+                env={**os.environ, **settings.variables(), **variables},
                 start_new_session=True,  # Ctrl-C reaches us only, and one signal reaches all that uv started
             )
         except OSError as exc:

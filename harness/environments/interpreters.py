@@ -18,6 +18,8 @@ CORE = ("msgspec>=0.19", "numpy", "safetensors>=0.5")
 What names a version is harness' own need. What does not is the backend's business: it must fit the release.
 """
 OLDEST = (3, 10)
+USABLE = [(3, minor) for minor in range(10, 20)]
+"""Versions of Python that a worker can run in, and some that are still to come."""
 ANSWER_WITHIN_S = 60.0
 
 _QUESTION = """

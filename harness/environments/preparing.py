@@ -12,10 +12,13 @@ from harness.environments.building import check_release, ensure
 from harness.environments.interpreters import CORE, ask
 from harness.errors import EnvironmentFailed, UsageError
 from harness.interpreter import Interpreter
-from harness.paths import users_path
+from harness.paths import users_path, write_atomically
 from harness.plan import Variant
 from harness.progress import Narrator
 from harness.records import Settings
+
+RUNS = "runs.txt"
+RUNS_KEPT = 50
 
 Interpreters = Mapping[str, Interpreter | EnvironmentFailed]
 """Case -> what its workers run in, or why there is no such thing. A case that is not here runs in that of harness."""
@@ -82,8 +85,24 @@ def _kind(settings: Settings) -> str:
     return next((kind for kind in map(devices.kind, settings.devices) if kind != devices.CPU), devices.CPU)
 
 
-def prepare(variants: Sequence[Variant], settings: Settings, logs: Path, narrator: Narrator) -> Interpreters:
+def runs_of(folder: Path) -> list[str]:
+    """Return the comparisons that an environment was used in, newest last."""
+    try:
+        return (folder / RUNS).read_text().split()
+    except OSError:
+        return []
+
+
+def _note_use(interpreter: Interpreter, run: str) -> None:
+    folder = interpreter.python.parent.parent
+    if run not in (known := runs_of(folder)):
+        write_atomically(folder / RUNS, "\n".join([*known, run][-RUNS_KEPT:]).encode())
+
+
+def prepare(variants: Sequence[Variant], settings: Settings, run: str, logs: Path, narrator: Narrator) -> Interpreters:
     """Make the environments that are not there yet, and return the interpreter of each case that has one of its own.
+
+    `run` is noted in each of them: what a living run uses is not deleted.
 
     Raises:
         StoreError: The cache cannot be written.
@@ -96,7 +115,7 @@ def prepare(variants: Sequence[Variant], settings: Settings, logs: Path, narrato
             narrator.doing(f"environment of {variant.item}")
             log = logs / f"environment-{variant.slug}.log"
             try:
-                found[variant.id] = ensure(
+                made = ensure(
                     variant.backend,
                     variant.release,
                     options=variant.parsed(),
@@ -105,6 +124,8 @@ def prepare(variants: Sequence[Variant], settings: Settings, logs: Path, narrato
                     say=narrator.done,
                     log=log,
                 )
+                _note_use(made, run)
+                found[variant.id] = made
             except EnvironmentFailed as exc:
                 narrator.done(f"{variant.item}: no environment: {exc.message.splitlines()[0][:160]}")
                 found[variant.id] = exc
