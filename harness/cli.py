@@ -296,7 +296,8 @@ cli.add_command(ceilings)
 @click.option("--engines", is_flag=True, help="Only saved engines.")
 @click.option("--backends", "backends_", is_flag=True, help="Only what backends keep, such as tuning databases.")
 @click.option("--environments", is_flag=True, help="Only environments of single releases; see harness env.")
-def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool) -> int:
+@click.option("--bisects", is_flag=True, help="Only what bisects remember of pairs of releases.")
+def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool, bisects: bool) -> int:
     """Show the size of the cache, or clear it. Engines of a running comparison are kept.
 
     \b
@@ -306,7 +307,8 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool, environmen
     """
     from harness.housekeeping import run_cache
 
-    chosen = {"exports": exports, "engines": engines, "backends": backends_, "environments": environments}
+    chosen = {"exports": exports, "engines": engines, "backends": backends_}
+    chosen |= {"environments": environments, "bisects": bisects}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import time
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -38,7 +38,7 @@ class SlowedSession(HostSession):
 class Slowed(OnnxRuntime):
     name = "onnxruntime-slowed"
     summary = "ONNX Runtime with a known slow-down"
-    Options = SlowedOptions
+    Options: ClassVar[type[OnnxRuntimeOptions]] = SlowedOptions
 
     def compile(self, request: CompileRequest) -> OnnxRuntimeSession:
         return self._slow(super().compile(request), self.percent(request))

@@ -1,6 +1,6 @@
 """What bisects have measured, a file a pair in the cache, so that no pair is measured twice.
 
-<cache>/bisect/<key>.json
+<cache>/bisects/<key>.json
 
 The key holds all that a figure depends on; thresholds are no part of it. A pair whose measuring was interrupted is
 remembered with its run, which goes on where it was.
@@ -21,7 +21,7 @@ from harness.paths import cache_root, make_folder, write_atomically
 
 def memory_root() -> Path:
     """Return the folder of what bisects have measured."""
-    return cache_root() / "bisect"
+    return cache_root() / "bisects"
 
 
 class Memory:

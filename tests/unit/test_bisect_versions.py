@@ -91,7 +91,7 @@ def test_a_list_of_ones_own_needs_no_index() -> None:
         ({"versions": "1.0,2.0", "good": "1.2"}, "--good 1.2 is not in --versions", "1.0, 2.0"),
     ],
 )
-def test_what_cannot_be(given: dict[str, str], message: str, hint: str) -> None:
+def test_what_cannot_be(given: dict[str, Any], message: str, hint: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         names(**given)
     assert hint in (caught.value.hint or "")
