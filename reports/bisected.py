@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from harness.bisect.found import NAMES, Bisected, Guilty, Release, Trial, ratio_text, words
+from harness.bisect.found import NAMES, Bisected, Guilty, Trial, ratio_text, words
 from harness.bisect.pairs import Change, Figure
 from harness.bisect.search import Kind
 from reports.blocks import Block, Line, Section
@@ -121,7 +121,8 @@ def _run(trial: Trial) -> Cell:
 
 
 def _lines(step: Guilty, found: Bisected) -> Iterator[Line]:
-    yield Line(label="released", text=f"{_date(step.before)}, then {_date(step.after)}")
+    dates = step.before.released, step.after.released
+    yield Line(label="released", text=" > ".join(date or "not known" for date in dates))
     change = step.trial.change if step.trial else None
     if change is not None and change.figure != "status" and change.before is not None and change.after is not None:
         pair = f"{shown(change.before, change.figure)}, then {shown(change.after, change.figure)}"
@@ -140,10 +141,6 @@ def _lines(step: Guilty, found: Bisected) -> Iterator[Line]:
         yield Line(label=f"not known: {version}", text=clean(reason))
     yield Line(label="changed besides", text=_packages(step.packages))
     yield Line(label="reproduce", text=clean(step.reproduce))
-
-
-def _date(release: Release) -> str:
-    return f"{release.version} {release.released or 'on a day that the index does not tell'}"
 
 
 def _packages(packages: Mapping[str, tuple[str | None, str | None]]) -> str:
@@ -168,7 +165,8 @@ def _closing(found: Bisected) -> Iterator[str]:
     elif found.outcome == "undecided":
         yield (
             f"The ends cannot be told apart: {found.bad} has {end} the {name} of {found.good}, which is not "
-            f"decided against a threshold of {percent(found.threshold)}. A quieter machine may tell."
+            f"decided against a threshold of {percent(found.threshold)}. A quieter machine may tell; --cold measures "
+            "anew."
         )
     for step in found.steps:
         yield _verdict(step, found)

@@ -22,7 +22,7 @@ from harness.bisect.memory import Memory
 from harness.bisect.pairs import EXACT, FIGURES, Figure
 from harness.bisect.search import Found, Step, middle, needed, search
 from harness.bisect.versions import Installed, Released, Source, between
-from harness.cli import GATE_FAILED, OK, compare
+from harness.cli import GATE_FAILED, INTERRUPTED, OK, compare
 from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
 from harness.errors import UnavailableError, UsageError
 from harness.export import Recipe, ensure_artifact, is_exported
@@ -71,7 +71,11 @@ def run_bisect(given: dict[str, Any]) -> int:
         count = len(asked.versions)
         about = 1 + needed(count - 2) + (count > 2 and asked.figure not in EXACT)
         narrator.done(f"{count} versions, {asked.names[0]} to {asked.names[-1]}: about {about} measurements")
-        bisected = _searched(asked, narrator)
+        try:
+            bisected = _searched(asked, narrator)
+        except KeyboardInterrupt:
+            narrator.done("interrupted; the same command goes on from here")
+            return INTERRUPTED
     if given["as_json"]:
         click.echo(msgspec.json.format(msgspec.json.encode(bisected)).decode())
     else:

@@ -107,7 +107,8 @@ class Pairs:
                 try:
                     self._installed.packages(version)
                 except UnavailableError as exc:
-                    reason = f"{version} cannot be installed: {exc.message}"
+                    log = f" (log: {exc.log})" if exc.log else ""
+                    reason = f"{version} cannot be installed: {exc.message}{log}"
                     return Trial(before=before, after=after, kind="untestable", change=None, reason=reason)
             known = self._measured(before, after, known or Measured(runs=[]))
         assert known is not None
