@@ -172,7 +172,9 @@ def _end(given: Mapping[str, Any], names: Sequence[str], which: str, *, own_list
     version = _canonical(asked)
     if version not in names:
         where = "is not in --versions" if own_list else "is no release that fits this Python"
-        raise UsageError(f"--{which} {asked} {where}", hint=f"nearest: {', '.join(near(version, names)) or 'none'}")
+        preview = "; --previews for what is not final" if Version(version).is_prerelease and not own_list else ""
+        nearest = ", ".join(near(version, names)) or "none"
+        raise UsageError(f"--{which} {asked} {where}", hint=f"nearest: {nearest}{preview}")
     return version
 
 

@@ -84,6 +84,7 @@ def test_a_list_of_ones_own_needs_no_index() -> None:
         ({"good": "1.0"}, "--bad is missing", "--versions"),
         ({"good": "1.0", "bad": "1.0"}, "both 1.0", ""),
         ({"good": "1.1", "bad": "2.0"}, "--good 1.1 is no release", "1.0, 1.2, 1.10, 2.0"),
+        ({"good": "2.1rc1", "bad": "2.0"}, "--good 2.1rc1 is no release", "--previews"),
         ({"good": "1.0", "bad": "later"}, "'later' is not a version", "1.24.4"),
         ({"versions": "1.0"}, "at least two versions", ""),
         ({"versions": ""}, "at least two versions", ""),
