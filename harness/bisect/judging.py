@@ -151,7 +151,7 @@ class Pairs:
             ids = self._ids(runs[-1][1], before)
             change = change_of([run for _, run in runs], *ids, self._figure)
             known = Measured(
-                runs=[str(folder.path) for folder, _ in runs],
+                runs=[str(folder.path.absolute()) for folder, _ in runs],
                 change=change,
                 attempts=known.attempts + 1,
                 packages=(dict(self._installed.packages(before)), dict(self._installed.packages(after))),
@@ -171,7 +171,7 @@ class Pairs:
         done = [pair for pair in runs if pair[1].state == "finished"][:wanted]
         open_ = [pair for pair in runs if pair[1].state != "finished"]
         while len(done) < wanted:
-            now = msgspec.structs.replace(known, runs=[str(folder.path) for folder, _ in done])
+            now = msgspec.structs.replace(known, runs=[str(folder.path.absolute()) for folder, _ in done])
             done.append(self._carried_out(before, after, now, open_[:1], launches=1, flip=len(done) % 2 == 1))
             open_ = []
         return done
@@ -196,7 +196,7 @@ class Pairs:
             folder, run = start(self._asked(before, after, launches, flip=flip))
             to = self._threshold / FINE if self._figure == "latency" else 1.0
             run = msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, precise_to=to))
-            runs = [*known.runs, str(folder.path)]
+            runs = [*known.runs, str(folder.path.absolute())]
             self._memory.write(before, after, msgspec.structs.replace(known, runs=runs))
         label = f"{after} against {before}"
         comparison = Comparison(run, asked_variants(run.settings), folder, _Within(self._narrator, label))

@@ -57,7 +57,7 @@ class Planted:
         index = int(version.partition(".")[2])
         if index in self.broken:
             raise EnvironmentFailed(f"no wheel of planted {version} fits", hint="none")
-        return {"planted": version, "numpy": "1.26.4" if index < 3 else "2.1.0"}
+        return {"planted": version, "numpy": "1.26.4" if index == 0 else "2.1.0"}
 
     def text(self, version: str) -> str:
         return self.texts[int(version.partition(".")[2])]
@@ -94,19 +94,20 @@ STATUS = (*ENDS, "--metric", "status")
 
 
 def test_it_finds_the_version_that_is_slower(bisect: Bisect, tmp_path: Path) -> None:
-    texts = [f"fake-ok:ms={(1.0 if index < 3 else 1.2) + index / 1e6}" for index in range(6)]
-    said = bisect(*ENDS, "--launches", "2", texts=texts)
+    texts = [f"fake-ok:ms={(1.0 if index < 1 else 1.2) + index / 1e6}" for index in range(4)]
+    ends = ("--good", "1.0", "--bad", "1.3", "--launches", "2")
+    said = bisect(*ends, texts=texts)
     assert said.code == 0, said.err
-    assert said.pairs == [("1.2", "1.3")]
+    assert said.pairs == [("1.0", "1.1")]
     (step,) = said.found["steps"]
     assert math.exp(step["change"]) == pytest.approx(1.2, abs=0.02)
     assert step["half_width"] < math.log(1.05)
     assert step["packages"] == {"numpy": ["1.26.4", "2.1.0"]}
-    assert step["after"]["released"] == "2026-01-04"
-    assert f"--backends {texts[2]},{texts[3]} --baseline {texts[2]}" in step["reproduce"]
-    assert said.found["measurements"] <= math.log2(6) + 3
-    assert "6 versions, 1.0 to 1.5" in said.err
-    assert "versions left, about" in said.err
+    assert step["after"]["released"] == "2026-01-02"
+    assert f"--backends {texts[0]},{texts[1]} --baseline {texts[0]}" in step["reproduce"]
+    assert said.found["measurements"] <= math.log2(4) + 3
+    assert "4 versions, 1.0 to 1.3" in said.err
+    assert "2 versions left, about 3 measurements" in said.err
 
     # Each pair is a run that can be shown, with both sides in it.
     runs = [Path(trial["runs"][-1]) for trial in said.found["trials"]]
@@ -117,7 +118,7 @@ def test_it_finds_the_version_that_is_slower(bisect: Bisect, tmp_path: Path) -> 
     assert not shown.value.code
 
     # Again, with another threshold: nothing is measured.
-    again = bisect(*ENDS, "--launches", "2", "--threshold", "10%", texts=texts)
+    again = bisect(*ends, "--threshold", "10%", texts=texts)
     assert again.pairs == said.pairs
     assert all(trial["remembered"] for trial in again.found["trials"])
     assert sorted(runs) == sorted((tmp_path / "results").iterdir())
