@@ -30,7 +30,7 @@ from harness.errors import (
 from harness.grouping import NONE, Memory
 from harness.interpreter import Interpreter
 from harness.launcher import Launcher, OnProgress, Worker
-from harness.lowering import ensure_lowered
+from harness.lowering import readable
 from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
 from harness.precisions import CONVERTED
@@ -164,7 +164,8 @@ class Compiler:
             graph = self._converted(graph, case.precision)
         interpreter = self._interpreter(variant)
         if kind.capabilities.source == "onnx":
-            graph = self._readable(graph, kind, release_in(variant, interpreter, devices.kind(case.device)))
+            release = release_in(variant, interpreter, devices.kind(case.device))
+            graph = readable(graph, kind, release, self._launcher)
         threads = case.threads
         spec = CaseSpec(
             backend=variant.backend,
@@ -193,10 +194,6 @@ class Compiler:
     def _interpreter(self, variant: Variant) -> Interpreter | None:
         found = self._interpreters.get(variant.id)
         return found if isinstance(found, Interpreter) else None
-
-    def _readable(self, graph: Artifact, kind: type[Backend], release: str | None) -> Artifact:
-        limits = kind.reads(release) if release is not None else None
-        return graph if limits is None else ensure_lowered(graph, limits, self._launcher)
 
     @staticmethod
     def _offers(kind: type[Backend], case: Case) -> bool:

@@ -17,7 +17,7 @@ from harness.launcher import Launcher, OnProgress
 from harness.paths import FREE_SPACE
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
-WORKER_HALF = ("converter", "inputs", "images", "masks", "narrowing", "weights")
+WORKER_HALF = ("converter", "domains", "inputs", "images", "masks", "narrowing", "weights")
 """Modules of ours on which every conversion depends."""
 
 

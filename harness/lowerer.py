@@ -10,10 +10,10 @@ from typing import Any
 
 from harness import protocol
 from harness.artifact import Artifact
+from harness.domains import STANDARD, drop_idle
 from harness.errors import UnsupportedError
 from harness.paths import link_or_copy
 
-STANDARD = ("", "ai.onnx")
 LARGEST_BYTES = 1 << 30
 """The version converter wants the whole graph in one piece, and protobuf ends at 2 GiB."""
 
@@ -34,6 +34,7 @@ def lower(request: protocol.Lower) -> protocol.Lowered:
         external = False
     else:
         external = True
+    drop_idle(model)
     model.ir_version = min(model.ir_version, request.ir)
     onnx.save(model, target)
     if external:  # the weights beside the graph stay what they are

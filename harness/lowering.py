@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from harness import protocol
-from harness.api import OnnxLimits
+from harness.api import Backend, OnnxLimits
 from harness.artifact import Artifact, Manifest, sha256
 from harness.derived import ensure_derived, named
 from harness.environment import library_versions
@@ -21,6 +21,8 @@ from harness.launcher import Launcher
 from harness.plan import FP32
 from harness.precisions import CONVERTERS
 
+WORKER_HALF = ("lowerer", "domains")
+"""Modules of ours on which the result depends."""
 _IR_VERSION = 0x08
 """Tag of the first field of an ONNX file: number 1, a varint."""
 
@@ -34,6 +36,16 @@ def fits(graph: Artifact, limits: OnnxLimits) -> bool:
     return known and version <= limits.ir and graph.manifest.opset <= limits.opset
 
 
+def readable(graph: Artifact, backend: type[Backend], release: str | None, launcher: Launcher) -> Artifact:
+    """Return a graph in a form that a backend's release reads; without one, the graph itself.
+
+    Raises:
+        HarnessError: As `ensure_lowered()`.
+    """
+    limits = backend.reads(release) if release is not None else None
+    return graph if limits is None else ensure_lowered(graph, limits, launcher)
+
+
 def ensure_lowered(graph: Artifact, limits: OnnxLimits, launcher: Launcher) -> Artifact:
     """Return a graph in a form that a library with these limits reads: the graph itself where it is one already.
 
@@ -45,8 +57,8 @@ def ensure_lowered(graph: Artifact, limits: OnnxLimits, launcher: Launcher) -> A
     if fits(graph, limits):
         return graph
     libraries = map(str, library_versions(CONVERTERS).items())
-    own = sha256(Path(__file__).with_name("lowerer.py"))
-    key = hashlib.sha256("\n".join([graph.hash, own, *libraries]).encode()).hexdigest()[:20]
+    own = [sha256(Path(__file__).with_name(f"{name}.py")) for name in WORKER_HALF]
+    key = hashlib.sha256("\n".join([graph.hash, *own, *libraries]).encode()).hexdigest()[:20]
     folder = named(graph, f"opset{limits.opset}-ir{limits.ir}-{key}")
     return ensure_derived(graph, folder, "older", lambda part: _lower_into(part, graph, limits, launcher))[0]
 

@@ -103,6 +103,18 @@ def check_release(backend: str, version: str, options: BackendOptions | None = N
     )
 
 
+def find(
+    backend: str,
+    version: str,
+    *,
+    options: BackendOptions | None = None,
+    kind: str = "cpu",
+    base: Path | None = None,
+) -> Interpreter | None:
+    """Return the interpreter of an environment that was made before; the arguments are those of `ensure()`."""
+    return _found(environments_root() / _Wanted(backend, version, options, kind, base).name)
+
+
 def nearest(version: str, known: list[Release]) -> list[str]:
     """Return the releases around a version, oldest first."""
     place = sum(Version(one.version) < Version(version) for one in known)

@@ -15,8 +15,8 @@ from tabulate import tabulate
 
 from harness import registry
 from harness.engines import in_use
-from harness.environments.building import MANIFEST, Manifest, check_release, ensure, environments_root, read
-from harness.environments.preparing import parse_pythons, runs_of
+from harness.environments.building import MANIFEST, Manifest, environments_root, read
+from harness.environments.preparing import check_variant, ensure_variant, parse_pythons, runs_of
 from harness.errors import EnvironmentFailed, StoreError, UsageError
 from harness.paths import folder_bytes
 from harness.plan import AT, parse_variants
@@ -136,22 +136,12 @@ def run_create(items: Sequence[str], pythons: Sequence[str], *, kind: str, quiet
     for variant in variants:
         if variant.release is None:
             raise UsageError(f"'{variant.id}' names no version", hint=f"such as {variant.backend}{AT}1.2.3")
-        check_release(variant.backend, variant.release, variant.parsed(), kind)
+        check_variant(variant, kind, bases.get(variant.backend))
     sound = True
     with Narrator(quiet=quiet) as narrator:
         for variant in variants:
-            assert variant.release is not None
-            base = bases.get(variant.backend)
-            narrator.doing(f"environment of {variant.item}")
             try:
-                made = ensure(
-                    variant.backend,
-                    variant.release,
-                    options=variant.parsed(),
-                    kind=kind,
-                    base=Path(base) if base else None,
-                    say=narrator.done,
-                )
+                made = ensure_variant(variant, kind, bases.get(variant.backend), narrator)
             except EnvironmentFailed as exc:
                 sound = False
                 for line in exc.lines():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness import devices, registry
-from harness.environments.building import check_release, ensure
+from harness.environments.building import check_release, ensure, find
 from harness.environments.interpreters import CORE, ask
 from harness.errors import EnvironmentFailed, UsageError
 from harness.interpreter import Interpreter
@@ -64,8 +64,20 @@ def check(variants: Sequence[Variant], settings: Settings) -> None:
         if plain := [variant for variant in own if variant.release is None]:
             _check_python(name, Path(path), [_distribution(variant, settings) for variant in plain])
     for variant in {variant.item: variant for variant in variants if variant.release is not None}.values():
-        assert variant.release is not None
-        check_release(variant.backend, variant.release, variant.parsed(), _kind(settings))
+        check_variant(variant, _kind(settings), settings.pythons.get(variant.backend))
+
+
+def check_variant(variant: Variant, kind: str, base: str | None) -> None:
+    """Refuse a release that there is not. What was installed before is not looked up again.
+
+    Raises:
+        UsageError: The message names the nearest ones.
+    """
+    assert variant.release is not None
+    options = variant.parsed()
+    there = find(variant.backend, variant.release, options=options, kind=kind, base=Path(base) if base else None)
+    if there is None:
+        check_release(variant.backend, variant.release, options, kind)
 
 
 def _check_python(name: str, path: Path, distributions: Sequence[str | None]) -> None:
@@ -112,17 +124,9 @@ def prepare(variants: Sequence[Variant], settings: Settings, run: str, logs: Pat
     for variant in variants:
         base = settings.pythons.get(variant.backend)
         if variant.release is not None:
-            narrator.doing(f"environment of {variant.item}")
-            log = logs / f"environment-{variant.slug}.log"
             try:
-                made = ensure(
-                    variant.backend,
-                    variant.release,
-                    options=variant.parsed(),
-                    kind=_kind(settings),
-                    base=Path(base) if base else None,
-                    say=narrator.done,
-                    log=log,
+                made = ensure_variant(
+                    variant, _kind(settings), base, narrator, logs / f"environment-{variant.slug}.log"
                 )
                 _note_use(made, run)
                 found[variant.id] = made
@@ -133,6 +137,29 @@ def prepare(variants: Sequence[Variant], settings: Settings, run: str, logs: Pat
             about = ask(Path(base))
             found[variant.id] = Interpreter(executable=base, version=about.version, packages=about.packages)
     return found
+
+
+def ensure_variant(
+    variant: Variant, kind: str, base: str | None, narrator: Narrator, log: Path | None = None
+) -> Interpreter:
+    """Return the interpreter of a variant's release, after making its environment if need be.
+
+    Raises:
+        EnvironmentFailed: It cannot be made.
+        StoreError: The cache cannot be written.
+        UsageError: The interpreter that it is to be made from is gone.
+    """
+    assert variant.release is not None
+    narrator.doing(f"environment of {variant.item}")
+    return ensure(
+        variant.backend,
+        variant.release,
+        options=variant.parsed(),
+        kind=kind,
+        base=Path(base) if base else None,
+        say=narrator.done,
+        log=log,
+    )
 
 
 def release_in(variant: Variant, interpreter: Interpreter | None, kind: str) -> str | None:
