@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from harness.bisect.found import NAMES, Bisected, Guilty, Trial, ratio_text, words
-from harness.bisect.pairs import Change, Figure
+from harness.bisect.pairs import OVER_RUNS, Change, Figure
 from harness.bisect.search import Kind
 from reports.blocks import Block, Line, Section
 from reports.formatting import MISSING, clean, counted, duration, listed, percent, scientific, size
@@ -78,7 +78,7 @@ def _table(found: Bisected) -> Table:
             [Cell(text=IN_WORDS[one.kind], value=one.kind, emphasis=OF_KIND.get(one.kind, "")) for one in trials],
         ),
         (
-            Column(key="values", title="launches" if found.figure not in TIMES else "runs"),
+            Column(key="values", title="runs" if found.figure in OVER_RUNS else "launches"),
             [_values(one) for one in trials],
         ),
         (Column(key="run", title="run", align="left"), [_run(one) for one in trials]),
