@@ -151,7 +151,7 @@ class Opening:
             choice = None
         try:
             # Its own answer to an error is to try once more on the CPU.
-            session = self._runtime.InferenceSession(path, settings, providers=choice, enable_fallback=0)
+            session = self._runtime.InferenceSession(str(path), settings, providers=choice, enable_fallback=0)
         except Exception as exc:  # ONNX Runtime's errors share no base class but Exception
             error = failure(exc, otherwise)
             if isinstance(error, FallbackError) and missing_library(self.provider, self._runtime):

@@ -17,6 +17,7 @@ from harness import __version__, ceilings, clocks, doctor, environment, formats,
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
+from harness.contradictions import refuse_conflicts, settled
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.environments import preparing
@@ -42,20 +43,20 @@ SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
 DEFAULT_MODEL = "resnet50"
 NAMED_WEIGHTS = ("seeded", "pretrained")
-RESUMABLE = {
-    "resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet",
-    "labels", "store",
-}  # fmt: skip
-"""What may be given beside `--resume`; everything else is part of what was asked for the first time."""
 
 
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
-    _refuse_conflicts(given, explicit)
+    return compared(given, explicit)[0]
+
+
+def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]:
+    """Compare, print the table and keep the run; return the exit code and where the run is."""
+    refuse_conflicts(given, explicit)
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
     location = locate(given["store"])
-    folder, run = _resumed(given, explicit) if given["resume"] else start(_settled(given, explicit))
+    folder, run = _resumed(given, explicit) if given["resume"] else _started(settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
     with Narrator(quiet=given["quiet"]) as narrator:
@@ -84,52 +85,20 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         raise broken
     if interrupted:
         click.echo(f"interrupted; go on with: harness compare --resume {folder.path}", err=True)
-        return INTERRUPTED
-    return exit_code(run)
+        return INTERRUPTED, folder
+    return exit_code(run), folder
 
 
-def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
-    conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
-    conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
-    for one, other in conflicts:
-        if {one, other} <= explicit:
-            names = {"as_json": "--json", "format_": "--format", "devices": "--device", "card": "--for"}
-            raise UsageError(
-                f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
-            )
-    if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {
-            "models": "model",
-            "dims": "dim",
-            "shapes": "shape",
-            "devices": "device",
-            "card": "for",
-            "precisions": "precision",
-        }
-        flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
-        raise UsageError(f"--resume takes everything from the run; leave out {flags}")
+def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
+    run, label = planned(given)
+    return begun(run, given["out"], label)
 
 
-def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
-    """Return what was given, without what the command line overrides in a file of defaults."""
-    changes: dict[str, Any] = {}
-    if "suite" in explicit and "models" not in explicit:
-        changes["models"] = ()
-    if "models" in explicit and "suite" not in explicit:
-        changes["suite"] = None
-    if "devices" in explicit:
-        changes["target"] = changes["card"] = None
-    if "launches" in explicit and "quick" not in explicit:
-        changes["quick"] = False
-    return {**given, **changes}
-
-
-def start(given: dict[str, Any]) -> tuple[RunFolder, Run]:
-    """Return a new run of what a comparison's options ask for, with its folder; nothing has been done yet.
+def planned(given: dict[str, Any]) -> tuple[Run, str]:
+    """Return the comparison that was asked for, without a folder or an id yet, and what its folder is called after.
 
     Raises:
         UsageError: What was asked for cannot be.
-        StoreError: The folder cannot be written.
     """
     root = Path.cwd()
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
@@ -181,9 +150,8 @@ def start(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     preparing.check(variants, settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
-    folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
     run = Run(
-        id=folder.path.name,
+        id="",
         created=now_utc(),
         harness=__version__,
         state="running",
@@ -196,6 +164,17 @@ def start(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         project=environment.project(root),
         notes=[pinned.note] if pinned.note else [],
     )
+    return run, given["suite"] or specs[0].label
+
+
+def begun(run: Run, out: Path, label: str) -> tuple[RunFolder, Run]:
+    """Make the folder of a run, and save the run there for the first time.
+
+    Raises:
+        StoreError: It cannot be written; nothing is left behind.
+    """
+    folder = RunFolder.create(out, label)
+    run = msgspec.structs.replace(run, id=folder.path.name)
     try:
         folder.save(run)
     except StoreError:
@@ -283,7 +262,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
         )
     pinning.choose(",".join(map(str, run.settings.cpu_set)) or None)  # they may have gone
     now = environment.describe(run.environment.advice)
-    if _machine(now) != _machine(run.environment):
+    if machine_of(now) != machine_of(run.environment):
         raise UsageError(
             f"run {run.id} was made with other hardware or library versions; its parts would not be comparable",
             hint="start anew with harness compare",
@@ -299,7 +278,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
     return folder, msgspec.structs.replace(run, settings=settings, labels=labels)
 
 
-def _machine(of: Environment) -> tuple[object, ...]:
+def machine_of(of: Environment) -> tuple[object, ...]:
     """Return what must stay the same for two parts of a run to be comparable."""
     cards = [(gpu.get("name"), gpu.get("driver_version")) for gpu in of.gpus]
     return of.cpu, of.libraries, cards

@@ -42,18 +42,18 @@ def run_cache(action: str, parts: list[str]) -> None:
             raise UsageError(
                 "a comparison is running and needs what is in the cache", hint="wait for it, or clear --engines only"
             )
-        kept = 0
+        kept = []
         for part in parts:
             if part == "engines":
-                kept += _clear_engines()
+                kept += [f"{count} engine(s)"] if (count := _clear_engines()) else []
             elif part == "environments":
-                kept += clear_all()
+                kept += [f"{count} environment(s)"] if (count := clear_all()) else []
             else:
                 shutil.rmtree(root / part, ignore_errors=True)
                 if (root / part).exists():
                     raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
         shutil.rmtree(root / "logs", ignore_errors=True)
-        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} in use" if kept else ""))
+        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {' and '.join(kept)} in use" if kept else ""))
         return
     click.echo(
         tabulate([(part, f"{folder_bytes(root / part) / 2**20:.1f}") for part in parts], headers=[str(root), "MiB"])

@@ -15,6 +15,8 @@ class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
     """Of Python."""
     packages: dict[str, str]
     """Distribution -> version."""
+    until: str | None = None
+    """When it was made for a release: no dependency is newer than this. None: they may be of any date."""
 
     @property
     def python(self) -> Path:

@@ -155,7 +155,8 @@ def _interpreters(run: Run) -> Iterator[Line]:
         parts = [f"{package} {version}" for package, version in sorted(shown.items())]
         if more := len(interpreter.packages) - len(shown):
             parts.append(f"{counted(more, 'package', 'packages')} more")
-        yield Line(label=clean(name), text=clean(f"Python {interpreter.version}; {', '.join(parts)}"))
+        limit = f", dependencies until {interpreter.until[:10]}" if interpreter.until else ""
+        yield Line(label=clean(name), text=clean(f"Python {interpreter.version}{limit}: {', '.join(parts)}"))
 
 
 def _cpus(asked: Settings) -> Iterator[str]:

@@ -19,7 +19,7 @@ from harness.bisect.memory import Memory
 from harness.bisect.pairs import EXACT, OVER_RUNS, Change, Figure, change_of
 from harness.bisect.search import Judgement, Kind, classify
 from harness.bisect.versions import Installed
-from harness.commands import start
+from harness.commands import begun, planned
 from harness.compare import Comparison
 from harness.engines import in_use
 from harness.errors import StoreError, UnavailableError
@@ -193,13 +193,14 @@ class Pairs:
             wider = {"launches": launches, "budget_s": spent + self._given["budget"]}
             run = msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **wider))
         else:
-            folder, run = start(self._asked(before, after, launches, flip=flip))
+            run, label = planned(self._asked(before, after, launches, flip=flip))
             to = self._threshold / FINE if self._figure == "latency" else 1.0
             run = msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, precise_to=to))
+            folder, run = begun(run, self._given["out"], label)
             runs = [*known.runs, str(folder.path.absolute())]
             self._memory.write(before, after, msgspec.structs.replace(known, runs=runs))
-        label = f"{after} against {before}"
-        comparison = Comparison(run, asked_variants(run.settings), folder, _Within(self._narrator, label))
+        within = _Within(self._narrator, f"{after} against {before}")
+        comparison = Comparison(run, asked_variants(run.settings), folder, within)
         try:
             comparison.execute()
         finally:

@@ -218,7 +218,7 @@ def _found(folder: Path) -> Interpreter | None:
     python = python_of(folder)
     if known is None or not os.access(python, os.X_OK):  # the interpreter that it was made from may be gone
         return None
-    return Interpreter(executable=str(python), packages=known.packages, version=known.python)
+    return Interpreter(executable=str(python), packages=known.packages, version=known.python, until=known.until)
 
 
 def _make(wanted: _Wanted, folder: Path, say: Say, log: Path, timeout_s: float) -> Interpreter:
@@ -250,7 +250,7 @@ def _make(wanted: _Wanted, folder: Path, say: Say, log: Path, timeout_s: float) 
     finally:
         shutil.rmtree(part, ignore_errors=True)
     say(f"made the environment of {wanted.text}: {len(packages)} packages in {seconds:.1f} s")
-    return Interpreter(executable=str(python_of(folder)), packages=packages, version=wanted.base.version)
+    return Interpreter(executable=str(python_of(folder)), packages=packages, version=wanted.base.version, until=until)
 
 
 def _install(wanted: _Wanted, part: Path, until: str | None, log: Path, timeout_s: float) -> dict[str, str]:

@@ -82,6 +82,20 @@ class FakeOk(Backend):
         return self.session(request)
 
 
+class Released(FakeOk):
+    """Comes in releases: those of the distribution `fake-released`."""
+
+    name = "fake-released"
+
+    @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        return "fake-released"
+
+    @classmethod
+    def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
+        return ("fake-beside",)
+
+
 def _segfault() -> None:
     ctypes.string_at(0)
 
