@@ -181,14 +181,14 @@ class Pairs:
         before: str,
         after: str,
         known: Measured,
-        begun: Sequence[tuple[RunFolder, Run]],
+        earlier: Sequence[tuple[RunFolder, Run]],
         *,
         launches: int,
         flip: bool = False,
     ) -> tuple[RunFolder, Run]:
         """Bring a run to so many launches: one that was begun, or a new one."""
-        if begun:
-            folder, run = begun[0]
+        if earlier:
+            folder, run = earlier[0]
             spent = sum(workload.measure_s for workload in run.workloads)
             wider = {"launches": launches, "budget_s": spent + self._given["budget"]}
             run = msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, **wider))
