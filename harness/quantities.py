@@ -74,10 +74,10 @@ class Share(Quantity):
         return number
 
 
-class Growth(Quantity):
-    """By how much something grows, as a share of what it was: `5%`, and `300%` for what becomes four times as large."""
+class Threshold(Quantity):
+    """From which growth on it counts, as a share of what it was: `5%`; `300%` is four times as large."""
 
-    name = "growth"
+    name = "threshold"
     units: ClassVar = {"%": 0.01}
     example = "5%"
 

@@ -10,7 +10,7 @@ from harness import options
 from harness.history.cli import label_option, store_option
 from harness.history.points import METRICS
 from harness.parameters import Amount, Whole
-from harness.quantities import Growth
+from harness.quantities import Threshold
 
 FIGURES = (*METRICS, "status")
 
@@ -39,7 +39,7 @@ FIGURES = (*METRICS, "status")
 )
 @click.option(
     "--threshold",
-    type=Growth(),
+    type=Threshold(),
     default="5%",
     show_default=True,
     help="From which growth on a change counts: 5%, 300%.",

@@ -204,7 +204,7 @@ def test_an_interrupted_bisect_goes_on_where_it_was(bisect: Bisect, monkeypatch:
         (("--good", "1.0"), "--bad is missing"),
         (("--good", "1.0", "--bad", "1.0"), "both 1.0"),
         (("--good", "0.9", "--bad", "1.5"), "--good 0.9 is no release"),
-        ((*ENDS, "--threshold", "5"), "is not a growth"),
+        ((*ENDS, "--threshold", "5"), "is not a threshold"),
         ((*ENDS, "--metric", "speed"), "speed"),
         ((*ENDS, "--launches", "1"), "launches"),
         ((*ENDS, "--backend", "fake-ok,fake-nan"), "takes one backend"),
