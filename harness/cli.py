@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, options, registry
+from harness.bisect.cli import bisect
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.claims_command import claims
@@ -303,7 +304,8 @@ cli.add_command(claims)
 @click.option("--engines", is_flag=True, help="Only saved engines.")
 @click.option("--backends", "backends_", is_flag=True, help="Only what backends keep, such as tuning databases.")
 @click.option("--environments", is_flag=True, help="Only environments of single releases; see harness env.")
-def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool) -> int:
+@click.option("--bisects", is_flag=True, help="Only what bisects remember of pairs of releases.")
+def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool, bisects: bool) -> int:
     """Show the size of the cache, or clear it. Engines of a running comparison are kept.
 
     \b
@@ -313,12 +315,13 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool, environmen
     """
     from harness.housekeeping import run_cache
 
-    chosen = {"exports": exports, "engines": engines, "backends": backends_, "environments": environments}
+    chosen = {"exports": exports, "engines": engines, "backends": backends_}
+    chosen |= {"environments": environments, "bisects": bisects}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
 
 
-for _command in (env, localize, sensitivity, check, *history.COMMANDS):
+for _command in (env, localize, sensitivity, check, bisect, *history.COMMANDS):
     cli.add_command(_command)
 
 

@@ -384,6 +384,8 @@ class Settings(Record, frozen=True, kw_only=True):
     launches: int
     rounds: int
     slice_s: float
+    precise_to: float = 0.01
+    """Half-width of every ratio's interval, as a share, from which on no further launches are added for precision."""
     budget_s: float
     timeout_s: float
     memory_limit_bytes: int

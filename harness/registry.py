@@ -108,6 +108,7 @@ WHOLE = "reference"
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 VIEWS = {
+    "bisected": Entry("reports.bisected:render"),
     "check": Entry("reports.tracking:check"),
     "claims": Entry("reports.claims:findings"),
     "claims-list": Entry("reports.claims:listing"),
@@ -116,7 +117,7 @@ VIEWS = {
     "remarks": Entry("reports.gate:remarks"),
     "trends": Entry("reports.tracking:trends"),
 }
-"""How the history and the claims are shown: functions that return text."""
+"""How the history, the claims and a bisect are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 

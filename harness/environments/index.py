@@ -77,8 +77,8 @@ class _Page(msgspec.Struct):
     files: list[_File]
 
 
-def releases(distribution: str, python: tuple[int, int] | None = None) -> list[Release]:
-    """Return the releases that an interpreter can have, oldest first: no previews, nothing withdrawn.
+def releases(distribution: str, python: tuple[int, int] | None = None, *, previews: bool = False) -> list[Release]:
+    """Return the releases that an interpreter can have, oldest first: nothing withdrawn, previews only if asked for.
 
     `python` is its version; left out, that of the running one.
 
@@ -88,7 +88,7 @@ def releases(distribution: str, python: tuple[int, int] | None = None) -> list[R
     python = python or sys.version_info[:2]
     dates: dict[Version, datetime | None] = {}
     for wheel in wheels(distribution):
-        if wheel.yanked or wheel.version.is_prerelease or not wheel.fits(python):
+        if wheel.yanked or (wheel.version.is_prerelease and not previews) or not wheel.fits(python):
             continue
         known = dates.get(wheel.version)
         dates[wheel.version] = min(known, wheel.uploaded) if known and wheel.uploaded else known or wheel.uploaded
