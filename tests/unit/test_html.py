@@ -23,7 +23,7 @@ import pytest
 from harness import registry
 from harness.summarize import summarize
 from harness.summary import RunSummary
-from reports import charts, html, pictures
+from reports import charting, charts, html, pictures
 from reports.blocks import Plot
 from reports.formatting import clean
 from reports.page import draw
@@ -128,7 +128,7 @@ class TestContent:
 
     def test_charts_have_marks_and_are_described(self) -> None:
         drawn = {chart.key: chart for chart in charts.of_workload(real().workloads[0])}
-        assert list(drawn) == ["latency", "rounds", "tradeoff", "stages", "memory"]
+        assert list(drawn) == ["latency", "rounds", "drift", "compile", "memory"]
         for chart in drawn.values():
             text = pictures.svg(chart, chart.key)
             assert text.count("<path") + text.count("<use") > 5
@@ -149,8 +149,8 @@ class TestContent:
 
     def test_the_pareto_line_leaves_out_what_drifted(self) -> None:
         axes = axes_of_figure()
-        (tradeoff,) = (one for one in charts.of_workload(real().workloads[0]) if one.key == "tradeoff")
-        tradeoff.draw(axes)
+        (drift,) = (one for one in charts.of_workload(real().workloads[0]) if one.key == "drift")
+        drift.draw(axes)
         line, *points = axes.get_lines()
         assert list(line.get_xdata()) == pytest.approx([5], rel=0.02)  # `fast`, and all are as far from the reference
         assert {point.get_label() for point in points} == {"wrong (drifted)", "fast", "eager", "slow"}
@@ -215,7 +215,7 @@ def test_colours_have_contrast_in_every_scheme() -> None:
     ]
     assert len(schemes) == 3  # light, dark, print
     for scheme in schemes:
-        assert set(charts.VARIABLES.values()) <= set(scheme)
+        assert set(charting.VARIABLES) <= set(scheme)
         for ground in ("--back", "--raised"):
             for name in set(scheme) - {"--back", "--raised", "--grid"}:
                 light, dark = sorted((luminance(scheme[name]), luminance(scheme[ground])), reverse=True)
@@ -330,7 +330,7 @@ class TestInABrowser:
 
     def test_charts_have_marks_that_are_seen(self, visit: Any) -> None:
         tab = visit("real")
-        for key in ("latency", "rounds", "tradeoff", "stages", "memory"):
+        for key in ("latency", "rounds", "drift", "compile", "memory"):
             chart = tab.locator(f"[data-chart={key}] svg")
             chart.scroll_into_view_if_needed()
             marks = chart.evaluate(SEEN_MARKS)
