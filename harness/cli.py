@@ -25,6 +25,7 @@ from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
+from harness.plotting_command import plot
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -203,6 +204,7 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
     return OK
 
 
+cli.add_command(plot)
 cli.add_command(recommend)
 
 

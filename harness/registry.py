@@ -22,6 +22,7 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.api import Backend, Composition, Model, ReferenceModel, Report
     from harness.modelspec import ModelSpec
+    from harness.plotting import Drawing
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ VIEWS = {
 """How the history is shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
+DRAWINGS = Entry("reports.drawings:drawings")
+"""The charts of a run, one by one."""
 
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
@@ -212,6 +215,11 @@ def view(name: str) -> Callable[..., str]:
 def advice_report() -> Callable[..., str]:
     """Return what turns an `Advice` and the summary that it is drawn from into text."""
     return cast("Callable[..., str]", _load("table", "advice", {"advice": ADVICE}))
+
+
+def drawings() -> Callable[..., list[Drawing]]:
+    """Return what turns the summary of a run into its charts."""
+    return cast("Callable[..., list[Drawing]]", _load("table", "drawings", {"drawings": DRAWINGS}))
 
 
 def install_hint(name: str) -> str:
