@@ -23,6 +23,7 @@ from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
+from harness.history.publish_command import publish
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 from harness.plotting_command import plot
@@ -307,7 +308,7 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-for _command in (localize, sensitivity, *history.COMMANDS):
+for _command in (localize, sensitivity, *history.COMMANDS, publish):
     cli.add_command(_command)
 
 

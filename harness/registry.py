@@ -21,6 +21,7 @@ from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.api import Backend, Composition, Model, ReferenceModel, Report
+    from harness.history.publishing import SiteReport
     from harness.modelspec import ModelSpec
     from harness.plotting import Drawing
 
@@ -115,6 +116,8 @@ VIEWS = {
 """How the history is shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
+SITE = Entry("reports.site:SITE")
+"""The pages of a published history."""
 DRAWINGS = Entry("reports.drawings:drawings")
 """The charts of a run, one by one."""
 
@@ -215,6 +218,11 @@ def view(name: str) -> Callable[..., str]:
 def advice_report() -> Callable[..., str]:
     """Return what turns an `Advice` and the summary that it is drawn from into text."""
     return cast("Callable[..., str]", _load("table", "advice", {"advice": ADVICE}))
+
+
+def site() -> SiteReport:
+    """Return what draws the pages of a published history."""
+    return cast("SiteReport", _load("table", "site", {"site": SITE}))
 
 
 def drawings() -> Callable[..., list[Drawing]]:

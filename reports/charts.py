@@ -205,7 +205,7 @@ def _drift(workload: WorkloadSummary) -> Chart | None:
             marker = {"marker": drawn["marker"] if sound else "X"}
             name = short(row.case.id) if sound else f"{short(row.case.id)} ({row.case.status})"
             axes.plot([seconds / unit.seconds], [max(far, floor)], label=name, markersize=7, **(drawn | marker))
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=())  # no small ticks: each takes time
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
         legend_below(axes, 2)
         spread(axes, *around([seconds / unit.seconds for _, seconds, _ in found]))

@@ -50,7 +50,7 @@ class Html(Report):
 def page_of(run: RunSummary, *, home: str = "") -> str:
     """Return the page of a run; `home` is a link to what it is a part of."""
     page = draw(run)
-    drawn = Gallery() if pictures.is_available() else None
+    drawn = Gallery(MOST_CHARTS) if pictures.is_available() else None
     groups = list(_groups(page, run, drawn))
     return filled(
         "report.html",
@@ -104,8 +104,8 @@ class Group:
 class Gallery:
     """Draws charts until there are enough."""
 
-    def __init__(self) -> None:
-        self.left = MOST_CHARTS
+    def __init__(self, most: int) -> None:
+        self.left = most
         self.refused = 0
 
     def draw(self, wanted: Sequence[charting.Chart], *, some: bool) -> Iterator[Picture]:
