@@ -112,6 +112,7 @@ COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 VIEWS = {
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
+    "trends": Entry("reports.tracking:trends"),
 }
 """How the history is shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")

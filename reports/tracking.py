@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from harness.history.diff import Difference
 from harness.history.points import Listing
+from harness.history.trends import Trends
 from reports import markdown, terminal
 from reports.changes import draw_difference
 from reports.page import Page
+from reports.steps import draw_trends
 from reports.timelines import draw_listing
 
 
@@ -18,6 +20,11 @@ def listing(found: Listing, *, format_: str, color: bool = False, width: int | N
 def difference(found: Difference, *, format_: str, color: bool = False, width: int | None = None) -> str:
     """Return what `harness diff` prints."""
     return rendered(draw_difference(found), format_=format_, color=color, width=width)
+
+
+def trends(found: Trends, *, format_: str, color: bool = False, width: int | None = None) -> str:
+    """Return what `harness trends` prints."""
+    return rendered(draw_trends(found), format_=format_, color=color, width=width)
 
 
 def rendered(page: Page, *, format_: str, color: bool = False, width: int | None = None) -> str:

@@ -10,6 +10,7 @@
 | `store` | runs in and out, labels, baselines, what is kept for how long |
 | `keeping` | what a finished comparison does with its run; runs that wait for a server |
 | `changes` | a case then and now: statistics |
+| `steps`, `trends` | figures over many runs: where they moved, and what changed then |
 | `commands_*`, `cli` | what the user types |
 
 SQLAlchemy is imported by `schema`, `database`, `store` and `migrations` only, and those when a command needs them.

@@ -151,6 +151,20 @@ def points_of_series(
     return _points(connection, _newest(wanted, most))
 
 
+def series(connection: sa.Connection, filter_: Filter) -> list[str]:
+    """Return the series of the cases that fit, those of one model together."""
+    fitting = _filtered(filter_).with_only_columns(schema.cases.c.series).distinct().subquery()
+    order = (schema.series.c.model, schema.series.c.backend, schema.series.c.id)
+    wanted = sa.select(schema.series.c.id).where(schema.series.c.id.in_(sa.select(fitting.c.series))).order_by(*order)
+    return list(connection.execute(wanted).scalars())
+
+
+def newest_of_series(connection: sa.Connection, series: str, most: int) -> list[Point]:
+    """Return the newest cases of a series, oldest first, whether they were measured, only compiled, or failed."""
+    wanted = sa.select(schema.cases.c.detail).where(schema.cases.c.series == series)
+    return _points(connection, _newest(wanted, most))
+
+
 def baselines(connection: sa.Connection, series: Iterable[str] | None = None) -> dict[str, Point]:
     """Return what these series, or all, are held against: series -> case."""
     joined = sa.and_(schema.cases.c.series == schema.baselines.c.series, schema.cases.c.run == schema.baselines.c.run)
