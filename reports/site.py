@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from harness.history import site
 from harness.history.site import IndexPage, ListPage, ModelPage, RunsPage, Setting
+from harness.history.trends import Trends, find_trends
 from harness.summary import RunSummary
-from reports import charting, html, pictures, site_tables, trend_charts
-from reports.blocks import Block, Sentence
+from reports import charting, html, pictures, site_tables, steps, trend_charts
+from reports.blocks import Block, Legend, Section, Sentence
 from reports.formatting import clean, counted
 from reports.html import Group
+from reports.table import Table
 
 HOME = "../" + site.INDEX
+TOLD = 4
+"""Steps that are told one by one; of more there is a table only."""
 MOST_CHARTS = 48
 """A page of a model holds so many; the settings that were measured last have theirs."""
 
@@ -35,12 +39,13 @@ class Site:
 
     def index(self, page: IndexPage) -> str:
         """Return the first page."""
-        points = [point for trend in page.trends for point in trend.points]
+        points = [point for case in page.cases for point in case.points]
         listed = f"the newest {len(page.runs)} of {page.total}" if page.total > len(page.runs) else "all of them"
         parts = [
-            _part("models", "Models", [site_tables.models(page.trends)]),
-            _part("backends", "Backends", [site_tables.backends(page.trends)]),
-            _part("machines", "Machines", [site_tables.machines(page.trends)]),
+            _part("models", "Models", [site_tables.models(page.cases)]),
+            *_moved(page),
+            _part("backends", "Backends", [site_tables.backends(page.cases)]),
+            _part("machines", "Machines", [site_tables.machines(page.cases)]),
             _part("runs", f"Runs, {listed}", [site_tables.runs(page.runs, points, root="")]),
         ]
         newest = f", newest {page.runs[0].created[:10]}" if page.runs else ""
@@ -66,21 +71,21 @@ class Site:
             notice = f"There are no charts here, because matplotlib is not installed: {charting.INSTALL}."
         elif drawn.refused:
             notice = f"Charts of {drawn.refused} older settings are left out, to keep this page small."
-        runs = {point.run for setting in page.settings for trend in setting.trends for point in trend.points}
+        runs = {point.run for setting in page.settings for case in setting.cases for point in case.points}
         said = f"{counted(len(runs), 'run', 'runs')} in {counted(len(page.settings), 'setting', 'settings')}"
         return _page(clean(page.model), parts, above=_above(), said=said, notice=notice)
 
     def backend(self, page: ListPage) -> str:
         """Return the page of a backend."""
         parts = [
-            _part("cases", "Where it stands", [site_tables.standings(page.trends)]),
-            _part("versions", "Versions", [site_tables.versions(page.trends)]),
+            _part("cases", "Where it stands", [site_tables.standings(page.cases)]),
+            _part("versions", "Versions", [site_tables.versions(page.cases)]),
         ]
         return _page(clean(page.name), parts, above=_above(), said="Each case as its newest run found it.")
 
     def machine(self, page: ListPage) -> str:
         """Return the page of a class of machines."""
-        table = site_tables.standings(page.trends, shows=("model", "setting"))
+        table = site_tables.standings(page.cases, shows=("model", "setting"))
         said = "Each case as its newest run on such a machine found it."
         return _page(clean(page.name), [_part("cases", "", [table])], above=_above(), said=said)
 
@@ -92,11 +97,35 @@ def _above() -> list[Step]:
     return [Step(text="Overview", link=HOME), Step(text="All runs", link="../" + site.ALL_RUNS)]
 
 
+def _moved(page: IndexPage) -> list[Group]:
+    """Return what moved since the oldest run that the first page lists."""
+    since = page.runs[-1].created
+    found = find_trends([case.points for case in page.cases], tuple(trend_charts.WHAT), since=since)
+    blocks = _steps(found)
+    return [_part("moved", f"What moved since {since[:10]}", blocks)] if blocks else []
+
+
+def _steps(found: Trends) -> list[Block]:
+    """Return what `harness trends` says, less what only a terminal needs; nothing where no figure moved."""
+    count = sum(len(trend.steps) for trend in found.trends)
+    if not count:
+        return []
+    page = steps.draw_trends(found)
+    kept = [block for block in page.blocks if isinstance(block, (Table, Legend, Section)) and not _is_rest(block)]
+    said = page.closing if count <= TOLD else f"{count} steps; what got worse by most comes first."
+    return [Sentence(text=said), *kept]
+
+
+def _is_rest(block: Block) -> bool:
+    return isinstance(block, Section) and block.title != "what changed"
+
+
 def _setting(number: int, setting: Setting, drawn: html.Gallery | None) -> Group:
-    newest = max((trend.last for trend in setting.trends), key=lambda point: point.created)
-    wanted = trend_charts.of_setting(setting) if drawn and drawn.left else []
-    alone = all(len(trend.points) < 2 for trend in setting.trends)
-    blocks: list[Block] = [site_tables.standings(setting.trends, shows=("machine",))]
+    newest = max((case.last for case in setting.cases), key=lambda point: point.created)
+    found = find_trends([case.points for case in setting.cases], tuple(trend_charts.WHAT))
+    wanted = trend_charts.of_setting(setting, found) if drawn and drawn.left else []
+    alone = all(len(case.points) < 2 for case in setting.cases)
+    blocks: list[Block] = [site_tables.standings(setting.cases, shows=("machine",)), *_steps(found)]
     if alone:
         blocks.append(Sentence(text="Measured once so far: a second run makes a trend."))
     return _part(

@@ -12,7 +12,7 @@ from harness.history import site
 from harness.history.changes import latency_change
 from harness.history.points import Point
 from harness.history.queries import RunRow
-from harness.history.site import Trend
+from harness.history.site import CaseHistory
 from reports.formatting import MISSING, clean, listed, ratio, scientific, shorten, significant, time_unit
 from reports.table import OF_STATUS, OF_VERDICT, Cell, Column, Drawn, Table, assembled
 
@@ -25,14 +25,14 @@ DAY = 10
 """Characters of a time of day that are its day."""
 
 
-def standings(trends: Sequence[Trend], *, shows: Iterable[str] = ("model", "setting", "machine")) -> Table:
+def standings(cases: Sequence[CaseHistory], *, shows: Iterable[str] = ("model", "setting", "machine")) -> Table:
     """Return where each case stands now, and what became of it since the run before; `shows` says where it was."""
     wanted = set(shows)
-    unit = time_unit([trend.last.latency_ns * 1e-9 for trend in trends if trend.last.latency_ns])
-    changes = [latency_change(trend.points[-2:-1], trend.points[-1:]) for trend in trends]
+    unit = time_unit([case.last.latency_ns * 1e-9 for case in cases if case.last.latency_ns])
+    changes = [latency_change(case.points[-2:-1], case.points[-1:]) for case in cases]
 
     def column(key: str, title: str, show: Callable[[Point], Cell], unit: str = "", *, left: bool = False) -> Drawn:
-        return _head(key, title, unit, left=left), [show(trend.last) for trend in trends]
+        return _head(key, title, unit, left=left), [show(case.last) for case in cases]
 
     columns = [
         column("case", "case", lambda one: text(one.case), left=True),
@@ -58,7 +58,7 @@ def standings(trends: Sequence[Trend], *, shows: Iterable[str] = ("model", "sett
         column("engine", "engine", lambda one: number(one.engine_bytes, MB), "MB"),
         column("drift", "drift", _drift, "rel. L2"),
         column("version", "version", lambda one: text(one.circumstances.version or ""), left=True),
-        (_head("runs", "runs"), [Cell(text=str(len(each.points)), value=len(each.points)) for each in trends]),
+        (_head("runs", "runs"), [Cell(text=str(len(each.points)), value=len(each.points)) for each in cases]),
         column("run", "newest run", lambda one: link(one.created[:DAY], UP + site.run_path(one.run)), left=True),
         column("machine", "machine", _machine, left=True),
     ]  # fmt: skip
@@ -68,31 +68,30 @@ def standings(trends: Sequence[Trend], *, shows: Iterable[str] = ("model", "sett
         [
             one
             for one in columns
-            if one[0].key in always
-            or (one[0].key not in optional and any(cell.text != MISSING for cell in one[1]))
+            if one[0].key in always or (one[0].key not in optional and any(cell.text != MISSING for cell in one[1]))
         ]
     )
 
 
-def models(trends: Sequence[Trend]) -> Table:
+def models(cases: Sequence[CaseHistory]) -> Table:
     """Return the models, as the first page shows them."""
-    return _groups("model", trends, lambda point: point.key.model, site.model_path, others=("backends", "machines"))
+    return _groups("model", cases, lambda point: point.key.model, site.model_path, others=("backends", "machines"))
 
 
-def backends(trends: Sequence[Trend]) -> Table:
+def backends(cases: Sequence[CaseHistory]) -> Table:
     """Return the backends, as the first page shows them."""
-    return _groups("backend", trends, lambda point: point.key.backend, site.backend_path, others=("models", "versions"))
+    return _groups("backend", cases, lambda point: point.key.backend, site.backend_path, others=("models", "versions"))
 
 
-def machines(trends: Sequence[Trend]) -> Table:
+def machines(cases: Sequence[CaseHistory]) -> Table:
     """Return the classes of machines, as the first page shows them."""
-    return _groups("machine", trends, lambda point: point.key.machine, site.machine_path, others=("models", "backends"))
+    return _groups("machine", cases, lambda point: point.key.machine, site.machine_path, others=("models", "backends"))
 
 
-def versions(trends: Sequence[Trend]) -> Table:
+def versions(cases: Sequence[CaseHistory]) -> Table:
     """Return the versions of a backend that were measured, the newest first."""
     found: dict[str, list[Point]] = {}
-    for point in sorted((point for trend in trends for point in trend.points), key=lambda one: one.created):
+    for point in sorted((point for case in cases for point in case.points), key=lambda one: one.created):
         if point.circumstances.version:
             found.setdefault(point.circumstances.version, []).append(point)
     rows = list(found.items())[::-1]
@@ -158,7 +157,7 @@ def number(value: float | None, per: float, digits: int = 3) -> Cell:
 
 def _groups(
     what: str,
-    trends: Sequence[Trend],
+    cases: Sequence[CaseHistory],
     key: Callable[[Point], str],
     path: Callable[[str], str],
     *,
@@ -170,24 +169,26 @@ def _groups(
         "machines": lambda point: point.key.machine,
         "versions": lambda point: point.circumstances.version or "",
     }
-    groups: dict[str, list[Trend]] = {}
-    for trend in trends:
-        groups.setdefault(key(trend.last), []).append(trend)
+    groups: dict[str, list[CaseHistory]] = {}
+    for case in cases:
+        groups.setdefault(key(case.last), []).append(case)
     rows = sorted(groups.items())
-    points = [[point for trend in of for point in trend.points] for _, of in rows]
+    points = [[point for case in of for point in case.points] for _, of in rows]
     lasts = [max(of, key=lambda point: point.created) for of in points]
-    drawn: list[Drawn] = [(_head(what, what, left=True), [link(name, path(name), MACHINE_CHARACTERS) for name, _ in rows])]
-    for other in others:
-        show = keys[other]
-        cells = [_named(dict.fromkeys(show(trend.last) for trend in of)) for _, of in rows]
-        drawn.append((_head(other, other, left=True), cells))
+    drawn: list[Drawn] = [
+        (_head(what, what, left=True), [link(name, path(name), MACHINE_CHARACTERS) for name, _ in rows])
+    ]
     if what == "model":
         drawn += _fastest(lasts, points)
     drawn += [
-        (_head("cases", "cases"), [_count({trend.last.series for trend in of}) for _, of in rows]),
+        (_head("cases", "cases"), [_count({case.last.series for case in of}) for _, of in rows]),
         (_head("runs", "runs"), [_count({point.run for point in of}) for of in points]),
         (_head("newest", "newest run", left=True), [_run(last, root="") for last in lasts]),
     ]
+    for other in others:
+        show = keys[other]
+        named = [_named(dict.fromkeys(show(case.last) for case in of)) for _, of in rows]
+        drawn.append((_head(other, other, left=True), named))
     return assembled(drawn)
 
 

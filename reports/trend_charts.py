@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any  # matplotlib's axes: it is not imported here
 
-from harness.history.points import Metric, Point
-from harness.history.site import Setting, Trend, interval
+from harness.history.points import Metric
+from harness.history.site import CaseHistory, Setting, interval
+from harness.history.trends import Step, Trends
 from harness.summary import Estimate
 from reports.charting import BELOW, COLORS, LEGEND_ROW, SERIES, Chart, legend_below, short, style
 from reports.formatting import counted, scientific, significant, time_unit
@@ -21,7 +22,8 @@ HIGH = 2.1
 WHAT: dict[Metric, tuple[str, str]] = {
     "latency": (
         "Median latency",
-        "Boundary compute. The band is the 99 % interval that the launches of a run tell; a run of one launch has none.",
+        "Boundary compute. The band is the 99 % interval that the launches of a run tell; one launch tells none. "
+        "Dotted lines mark where a level changed.",
     ),
     "compile": ("Compile time", "Of runs that compiled: an engine that was taken from an earlier run is left out."),
     "engine": ("Engine size", "All that the backend saved."),
@@ -30,25 +32,26 @@ WHAT: dict[Metric, tuple[str, str]] = {
 """Metric -> title and caption."""
 
 
-def of_setting(setting: Setting) -> list[Chart]:
-    """Return a chart for every figure that at least one case has in two runs."""
-    return [chart for metric in WHAT if (chart := _over_time(setting, metric)) is not None]
+def of_setting(setting: Setting, trends: Trends) -> list[Chart]:
+    """Return a chart for every figure that at least one case has in two runs; `trends` are those of its cases."""
+    return [chart for metric in WHAT if (chart := _over_time(setting, metric, trends)) is not None]
 
 
-def _over_time(setting: Setting, metric: Metric) -> Chart | None:
-    lines = [(index, trend, _known(trend, metric)) for index, trend in enumerate(setting.trends)]
+def _over_time(setting: Setting, metric: Metric, trends: Trends) -> Chart | None:
+    lines = [(index, case, _known(case, metric)) for index, case in enumerate(setting.cases)]
     lines = [line for line in lines if line[2]][:SERIES]
     if all(len(known) < 2 for _, _, known in lines):
         return None
+    steps = {one.series: one.steps for one in trends.trends if one.metric == metric}
     unit, per = _unit(metric, [value for _, _, known in lines for _, value, _ in known])
     title, caption = WHAT[metric]
 
     def draw(axes: Any) -> None:
-        for index, trend, known in lines:
+        for index, case, known in lines:
             times = [when for when, _, _ in known]
             values = [value / per for _, value, _ in known]
             drawn = style(index, True) | {"markersize": 3 if len(known) > 20 else 4, "linewidth": 1.2}
-            axes.plot(times, values, label=short(trend.last.case), **drawn)
+            axes.plot(times, values, label=short(case.last.case), **drawn)
             banded = [(when, band) for when, _, band in known if band is not None]
             if len(banded) > 1:
                 axes.fill_between(
@@ -59,6 +62,8 @@ def _over_time(setting: Setting, metric: Metric) -> Chart | None:
                     alpha=0.18,
                     linewidth=0,
                 )
+            for step in steps.get(case.last.series, []):
+                _mark(axes, step, COLORS[index % SERIES])
         _scale(axes, [value / per for _, _, known in lines for _, value, _ in known])
         _dates(axes)
         axes.set_ylabel(unit)
@@ -69,10 +74,10 @@ def _over_time(setting: Setting, metric: Metric) -> Chart | None:
         key=f"{metric}-over-time",
         title=title,
         caption=caption,
-        summary="; ".join(_said(trend, known, per, unit) for _, trend, known in lines),
+        summary="; ".join(_said(case, known, per, unit) for _, case, known in lines),
         draw=draw,
         height=HIGH + below + 0.1,
-        beside=0.75,
+        beside=0.9,
         below=below,
     )
 
@@ -80,18 +85,36 @@ def _over_time(setting: Setting, metric: Metric) -> Chart | None:
 Known = tuple[datetime, float, Estimate | None]
 
 
-def _known(trend: Trend, metric: Metric) -> list[Known]:
+def _known(case: CaseHistory, metric: Metric) -> list[Known]:
     found = []
-    for point in trend.points:
-        value, when = point.value(metric), _when(point)
+    for point in case.comparable:
+        value, when = point.value(metric), _when(point.created)
         if value is not None and when is not None and value > 0 and math.isfinite(value):
             found.append((when, value, interval(point) if metric == "latency" else None))
     return found
 
 
-def _when(point: Point) -> datetime | None:
+def _mark(axes: Any, step: Step, color: str) -> None:
+    """Mark where a figure moved to another level, and how far."""
+    when = _when(step.created)
+    if when is None:
+        return
+    axes.axvline(when, color=color, linewidth=0.9, linestyle=":", zorder=1)
+    axes.annotate(
+        f"{significant(step.ratio.value)}x",
+        (when, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(2, -2),
+        textcoords="offset points",
+        fontsize=7.5,
+        color=color,
+        va="top",
+    )
+
+
+def _when(created: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(point.created).replace(tzinfo=None)
+        return datetime.fromisoformat(created).replace(tzinfo=None)
     except ValueError:
         return None
 
@@ -112,7 +135,7 @@ def _scale(axes: Any, values: Sequence[float]) -> None:
         margin = (high - low) * 0.15 or high * 0.05
         axes.set_ylim(max(low - margin, 0), high + margin)
     for name in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        name(lambda value, _: f"{value:.1e}" if 0 < value < 1e-3 else f"{value:g}")
+        name(lambda value, _: f"{value:.3g}")
 
 
 def _dates(axes: Any) -> None:
@@ -123,7 +146,7 @@ def _dates(axes: Any) -> None:
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
 
-def _said(trend: Trend, known: Sequence[Known], per: float, unit: str) -> str:
+def _said(case: CaseHistory, known: Sequence[Known], per: float, unit: str) -> str:
     show = scientific if unit == "rel. L2" else significant
     first, last = (show(one[1] / per) for one in (known[0], known[-1]))
-    return f"{short(trend.last.case)} {first} {unit}, after {counted(len(known), 'run', 'runs')} {last} {unit}"
+    return f"{short(case.last.case)} {first} {unit}, after {counted(len(known), 'run', 'runs')} {last} {unit}"

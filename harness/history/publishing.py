@@ -1,4 +1,4 @@
-"""What `harness publish` does, behind `harness/history/publish_command.py`: pages that changed are drawn and written."""
+"""What `harness publish` does, behind `publish_command`: pages that changed are drawn and written."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def planned(location: Location, since: str | None) -> list[Plan]:
         raise UsageError(
             f"there are no runs{when} in the history {location.shown}", hint="harness compare, or harness import RUN"
         )
-    return [*_of_runs(location, states, points), *_of_trends(states, points)]
+    return [*_of_runs(location, states, points), *_of_cases(states, points)]
 
 
 def publish(folder: SiteFolder, plans: Sequence[Plan], narrator: Narrator) -> Published:
@@ -139,6 +139,7 @@ def publish(folder: SiteFolder, plans: Sequence[Plan], narrator: Narrator) -> Pu
     gone = [page for page in folder.pages if page not in {plan.path for plan in plans}]
     written: list[str] = []
     if due or gone:
+        narrator.done(f"{len(due)} of {len(plans)} pages to draw")
         folder.announce(plan.path for plan in due)
         try:
             for number, (plan, content) in enumerate(_drawn(due), 1):
@@ -171,8 +172,8 @@ def _of_runs(location: Location, states: Sequence[RunState], points: Sequence[Po
     yield _plan(site.ALL_RUNS, "runs", RunsPage(runs=rows, points=list(points)))
 
 
-def _of_trends(states: Sequence[RunState], points: Sequence[Point]) -> Iterator[Plan]:
-    found = site.trends(points)
+def _of_cases(states: Sequence[RunState], points: Sequence[Point]) -> Iterator[Plan]:
+    found = site.cases(points)
     for model in site.models(found):
         yield _plan(site.model_path(model.model), "model", model)
     for backend in site.backends(found):
@@ -180,7 +181,7 @@ def _of_trends(states: Sequence[RunState], points: Sequence[Point]) -> Iterator[
     for machine in site.machines(found):
         yield _plan(site.machine_path(machine.name), "machine", machine)
     newest = [state.row for state in states[: site.NEWEST]]
-    yield _plan(site.INDEX, "index", IndexPage(trends=found, runs=newest, total=len(states)))
+    yield _plan(site.INDEX, "index", IndexPage(cases=found, runs=newest, total=len(states)))
 
 
 def _plan(path: str, kind: str, page: Record) -> Plan:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 import scipy.special
 
 from harness.history.changes import CONFIDENCE
+from harness.history.keys import differing
 from harness.history.points import Point
 from harness.history.queries import RunRow
 from harness.records import Record
@@ -33,7 +34,7 @@ _CUT = 60
 """Characters that are kept of another name."""
 
 
-class Trend(Record, frozen=True, kw_only=True):
+class CaseHistory(Record, frozen=True, kw_only=True):
     """One case over all runs that have it."""
 
     points: list[Point]
@@ -44,11 +45,16 @@ class Trend(Record, frozen=True, kw_only=True):
         """Return how it stands now."""
         return self.points[-1]
 
+    @property
+    def comparable(self) -> list[Point]:
+        """Return the points that are of the same model as the newest one: another may have borne its name before."""
+        return [point for point in self.points if not differing(point.subject, self.last.subject)]
+
 
 class Setting(Record, frozen=True, kw_only=True):
     """Cases of one model that can be told from one another by their speed: of one shape, on one class of machines."""
 
-    trends: list[Trend]
+    cases: list[CaseHistory]
     """The fastest first, as far as they were measured."""
 
 
@@ -64,13 +70,13 @@ class ListPage(Record, frozen=True, kw_only=True):
     """What was measured of one backend, or on one machine."""
 
     name: str
-    trends: list[Trend]
+    cases: list[CaseHistory]
 
 
 class IndexPage(Record, frozen=True, kw_only=True):
     """The first page."""
 
-    trends: list[Trend]
+    cases: list[CaseHistory]
     runs: list[RunRow]
     """The newest, newest first."""
     total: int
@@ -115,29 +121,27 @@ def slug(name: str) -> str:
     return f"{plain or 'name'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def trends(points: Iterable[Point]) -> list[Trend]:
+def cases(points: Iterable[Point]) -> list[CaseHistory]:
     """Return the cases, each with all of its points."""
     found: dict[str, list[Point]] = {}
     for point in points:
         found.setdefault(point.series, []).append(point)
-    return [Trend(points=each) for each in found.values()]
+    return [CaseHistory(points=each) for each in found.values()]
 
 
-def models(found: Sequence[Trend]) -> list[ModelPage]:
+def models(found: Sequence[CaseHistory]) -> list[ModelPage]:
     """Return what is known of each model, by name."""
-    return [
-        ModelPage(model=model, settings=_settings(of)) for model, of in _by(found, lambda point: point.key.model)
-    ]
+    return [ModelPage(model=model, settings=_settings(of)) for model, of in _by(found, lambda point: point.key.model)]
 
 
-def backends(found: Sequence[Trend]) -> list[ListPage]:
+def backends(found: Sequence[CaseHistory]) -> list[ListPage]:
     """Return what is known of each backend, by name."""
-    return [ListPage(name=name, trends=of) for name, of in _by(found, lambda point: point.key.backend)]
+    return [ListPage(name=name, cases=of) for name, of in _by(found, lambda point: point.key.backend)]
 
 
-def machines(found: Sequence[Trend]) -> list[ListPage]:
+def machines(found: Sequence[CaseHistory]) -> list[ListPage]:
     """Return what was measured on each class of machines, by name."""
-    return [ListPage(name=name, trends=of) for name, of in _by(found, lambda point: point.key.machine)]
+    return [ListPage(name=name, cases=of) for name, of in _by(found, lambda point: point.key.machine)]
 
 
 def interval(point: Point) -> Estimate | None:
@@ -155,24 +159,23 @@ def interval(point: Point) -> Estimate | None:
     )
 
 
-def _settings(found: Sequence[Trend]) -> list[Setting]:
-    groups = _by(
-        found,
-        lambda point: "\n".join(
-            (point.key.dims, point.key.precision, point.key.device, point.key.threads, point.key.target)
-            + (point.key.machine, point.workload)
-        ),
-    )
-    made = [Setting(trends=sorted(of, key=_speed)) for _, of in groups]
-    return sorted(made, key=lambda one: max(trend.last.created for trend in one.trends), reverse=True)
+def _settings(found: Sequence[CaseHistory]) -> list[Setting]:
+    groups = _by(found, _told_apart)
+    made = [Setting(cases=sorted(of, key=_speed)) for _, of in groups]
+    return sorted(made, key=lambda one: max(case.last.created for case in one.cases), reverse=True)
 
 
-def _speed(trend: Trend) -> tuple[float, str]:
-    return trend.last.latency_ns or math.inf, trend.last.case
+def _told_apart(point: Point) -> str:
+    key = point.key
+    return "\n".join([key.dims, key.precision, key.device, key.threads, key.target, key.machine, point.workload])
 
 
-def _by(found: Sequence[Trend], key: Callable[[Point], str]) -> list[tuple[str, list[Trend]]]:
-    groups: dict[str, list[Trend]] = {}
-    for trend in found:
-        groups.setdefault(key(trend.last), []).append(trend)
+def _speed(case: CaseHistory) -> tuple[float, str]:
+    return case.last.latency_ns or math.inf, case.last.case
+
+
+def _by(found: Sequence[CaseHistory], key: Callable[[Point], str]) -> list[tuple[str, list[CaseHistory]]]:
+    groups: dict[str, list[CaseHistory]] = {}
+    for case in found:
+        groups.setdefault(key(case.last), []).append(case)
     return sorted(groups.items())

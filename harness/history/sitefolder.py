@@ -38,7 +38,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """All pages by their paths below the folder."""
 
     format: int = FORMAT
-    pages: dict[str, Entry] = {}
+    pages: dict[str, Entry]
 
 
 class SiteFolder:
