@@ -83,8 +83,9 @@ def of_plot(plot: Plot) -> Chart:
         axes.set_ylim(bottom=0)
         axes.set_xlabel(plot.dim)
         axes.set_ylabel("items/s")
-        axes.legend()
+        legend_below(axes, 2)
 
+    below = BELOW + LEGEND_ROW * math.ceil(len(known) / 2) + 0.05
     best = [f"{name} {significant(max(y for _, y in points))} items/s at most" for name, points in known if points]
     return Chart(
         key="throughput",
@@ -92,6 +93,8 @@ def of_plot(plot: Plot) -> Chart:
         caption="Sizes are spaced by their logarithm; what did not end well is left out.",
         summary="; ".join(best),
         draw=draw,
+        height=2.3 + below + 0.1,
+        below=below,
     )
 
 

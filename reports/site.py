@@ -53,7 +53,7 @@ class Site:
             "Compiler backends over time",
             parts,
             said=f"{counted(page.total, 'run', 'runs')}{newest}",
-            further=Step(text=f"All {page.total} runs", link=site.ALL_RUNS),
+            further=Step(text="All runs", link=site.ALL_RUNS),
         )
 
     def runs(self, page: RunsPage) -> str:
