@@ -11,6 +11,7 @@
 | `keeping` | what a finished comparison does with its run; runs that wait for a server |
 | `changes` | a case then and now: statistics |
 | `steps`, `trends` | figures over many runs: where they moved, and what changed then |
+| `site`, `sitefolder`, `publishing` | the pages of a published history, the folder they lie in, writing what changed |
 | `commands_*`, `cli` | what the user types |
 
 SQLAlchemy is imported by `schema`, `database`, `store` and `migrations` only, and those when a command needs them.

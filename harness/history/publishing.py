@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -221,9 +222,7 @@ def _drawn(plans: Sequence[Plan]) -> Iterator[tuple[Plan, str]]:
     if processes < 2:
         yield from ((plan, plan.draw()) for plan in plans)
         return
-    with ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
-    ) as pool:
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_serve) as pool:
         futures: list[Future[str]] = [pool.submit(plan.draw) for plan in plans]
         try:
             for plan, future in zip(plans, futures, strict=True):
@@ -232,9 +231,17 @@ def _drawn(plans: Sequence[Plan]) -> Iterator[tuple[Plan, str]]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches the whole group: this process ends what the others do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve() -> None:
+    """Make this process one that ends with the one that it draws for, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: it is the other's to answer
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

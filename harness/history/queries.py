@@ -109,7 +109,7 @@ def run_states(connection: sa.Connection, since: str | None = None) -> list[RunS
             row=RunRow(**{name: row[name] for name in RunRow.__struct_fields__}),
             wall_s=row["wall_s"],
             harness=row["harness"],
-            bytes=row["bytes"],
+            bytes=int(row["bytes"]),  # a Decimal by PostgreSQL
             labels=labels.get(row["id"], []),
         )
         for row in connection.execute(wanted).mappings()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any  # playwright's objects, what a command prints as JSON
 
 import msgspec
+import psutil
 import pytest
 
 from harness.cli import main
@@ -25,6 +29,7 @@ from reports import pictures, trend_charts
 from tests.browsing import Visitor, chromium, reached_by_keyboard
 from tests.example_history import a_run
 from tests.example_runs import NASTY
+from tests.support import ROOT
 from tests.unit.test_html import Reader, axes_of_figure
 
 SMALL: dict[str, Any] = {"launches": 2, "rounds": 2, "process_sd": 0.001, "noise": 0.002}
@@ -253,12 +258,8 @@ class TestIncremental:
         (folder / "models/tiny.html").write_text("mine")
         assert sorted(published(history, folder, capsys)["written"]) == ["backends/eager.html", "models/tiny.html"]
         assert pages(folder) == whole
-        with history.database.read() as connection:
-            (state, *_) = queries.run_states(connection)
-        history.label(state.row.id, ["v2"])
-        with history.database.read() as connection:
-            assert queries.run_states(connection)[0].labels == ["v2"]
-        assert publish(history, folder) == 0
+        history.label(run(3, model="tiny").id, ["v2"])
+        assert "runs/2026-03-04T10-11-12-tiny-0003.html" not in published(history, folder, capsys)["written"]
 
     def test_another_code_draws_anew_but_writes_only_what_differs(
         self,
@@ -273,6 +274,19 @@ class TestIncremental:
         monkeypatch.setattr(publishing, "_code", lambda: "newer")
         done = published(history, folder, capsys)
         assert (done["written"], done["unchanged"]) == ([], 11)
+
+
+def test_the_state_of_runs_is_the_same_from_every_database(location: Location) -> None:
+    history = History(location, create=True)
+    for number in (0, 1):
+        history.add(run(number))
+    history.label(run(1).id, ["v2"])
+    with history.database.read() as connection:
+        newest, oldest = queries.run_states(connection)
+        assert queries.run_states(connection, newest.row.created) == [newest]
+    assert (newest.row.id, newest.labels, oldest.labels) == (run(1).id, ["v2"], [])
+    assert type(newest.bytes) is int
+    assert newest.bytes > 1000
 
 
 class TestKilled:
@@ -321,6 +335,36 @@ class TestKilled:
         monkeypatch.setattr("reports.site.Site.run", _interrupt)  # no run is drawn again
         monkeypatch.setattr(pictures, "is_available", lambda: False)
         assert publish(history, folder) == 0
+
+    def test_processes_that_draw_end_with_the_one_that_is_killed(self) -> None:
+        code = "\n".join(
+            [
+                "import functools, os, time",
+                "from harness.history import publishing",
+                "publishing.WORTH_ANOTHER = 1",
+                "os.sched_getaffinity = lambda _: {0, 1}",
+                'draw = functools.partial(eval, \'__import__("time").sleep(0.2) or str(__import__("os").getpid())\')',
+                "plan = publishing.Plan(path='', made_from='', draw=draw)",
+                "for _, pid in publishing._drawn([plan] * 6): print(pid, flush=True)",
+                "time.sleep(60)",
+            ]
+        )
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        workers = {int(process.stdout.readline())}
+        process.kill()
+        process.wait()
+        deadline = 400
+        while any(_is_alive(pid) for pid in workers) and (deadline := deadline - 1):
+            time.sleep(0.05)
+        assert deadline
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _interrupt(*_: object, **__: object) -> Any:
