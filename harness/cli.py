@@ -27,8 +27,10 @@ from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
 from harness.history.cli_check import check
+from harness.history.publish_command import publish
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
+from harness.plotting_command import plot
 from harness.suite_cli import init, run
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -214,7 +216,7 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
     return OK
 
 
-for _command in (run, init, recommend):
+for _command in (run, init, plot, recommend):
     cli.add_command(_command)
 
 
@@ -321,7 +323,7 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool, environmen
     return OK
 
 
-for _command in (env, localize, sensitivity, check, bisect, *history.COMMANDS):
+for _command in (env, localize, sensitivity, check, bisect, *history.COMMANDS, publish):
     cli.add_command(_command)
 
 

@@ -284,7 +284,7 @@ def machine_of(of: Environment) -> tuple[object, ...]:
 def run_show(name: str, out: Path, wanted: list[Wanted], *, verbose: bool) -> None:
     """Carry out `harness show`."""
     formats.check(wanted)
-    run = load_run(find_run(name, out))
+    run = ceilings.with_ceilings(load_run(find_run(name, out)))
     formats.emit(summarize(run), wanted)
     if verbose:
         _print_tracebacks(run)

@@ -21,7 +21,9 @@ from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.api import Backend, Composition, Model, ReferenceModel, Report
+    from harness.history.publishing import SiteReport
     from harness.modelspec import ModelSpec
+    from harness.plotting import Drawing
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ VIEWS = {
 """How the history, the claims and a bisect are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
+SITE = Entry("reports.site:SITE")
+"""The pages of a published history."""
+DRAWINGS = Entry("reports.drawings:drawings")
+"""The charts of a run, one by one."""
 
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
@@ -218,6 +224,16 @@ def view(name: str) -> Callable[..., Any]:
 def advice_report() -> Callable[..., str]:
     """Return what turns an `Advice` and the summary that it is drawn from into text."""
     return cast("Callable[..., str]", _load("table", "advice", {"advice": ADVICE}))
+
+
+def site() -> SiteReport:
+    """Return what draws the pages of a published history."""
+    return cast("SiteReport", _load("table", "site", {"site": SITE}))
+
+
+def drawings() -> Callable[..., list[Drawing]]:
+    """Return what turns the summary of a run into its charts."""
+    return cast("Callable[..., list[Drawing]]", _load("table", "drawings", {"drawings": DRAWINGS}))
 
 
 def install_hint(name: str) -> str:
