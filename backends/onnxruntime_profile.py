@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # a trace is JSON
 
-from harness.graph_nodes import GraphNode, NodeGraph, cover
+from harness.graph_nodes import GraphNode, NodeGraph, adopt, cover
 from harness.operators import OperatorTime, Profile
 
 CLOCK = "ONNX Runtime's profiler"
@@ -66,7 +66,8 @@ def profile(trace: Sequence[Mapping[str, Any]], exported: NodeGraph, optimised: 
     nodes = timed(trace)
     own = [_of(node, optimised) for node in nodes]
     covered, eliminated = cover(exported, anchors(own, exported))
-    covered = _with_nameless(own, covered)
+    moves = {index for index, node in enumerate(own) if node is None or node.op in (*LAYOUT, *MOVES)}
+    covered = adopt(covered, _readers(own), moves)
     return Profile(
         clock=CLOCK,
         operators=[
@@ -129,17 +130,7 @@ def _onwards(position: int, node: GraphNode, exported: NodeGraph, readers: Mappi
     return out
 
 
-def _with_nameless(nodes: Sequence[GraphNode | None], covered: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Give a node that nothing tells of the nodes of the one that reads its result: both do that work together."""
-    reader = {name: index for index, node in enumerate(nodes) if node is not None for name in node.inputs}
-    out = []
-    for index, node in enumerate(nodes):
-        at: int | None = index
-        seen: set[int] = set()
-        if node is not None and node.op not in (*LAYOUT, *MOVES):
-            while at is not None and not covered[at] and at not in seen:
-                seen.add(at)
-                of = nodes[at]
-                at = next((reader[name] for name in of.outputs if name in reader), None) if of is not None else None
-        out.append(covered[index if at is None else at])
-    return out
+def _readers(nodes: Sequence[GraphNode | None]) -> list[int | None]:
+    """Return for each node one that reads its result."""
+    reader = {name: index for index, node in enumerate(nodes) if node is not None for name in node.inputs if name}
+    return [next((reader[name] for name in node.outputs if name in reader), None) if node else None for node in nodes]

@@ -133,3 +133,25 @@ def cover(graph: NodeGraph, anchors: Sequence[Collection[int]]) -> tuple[list[tu
     return covered, {
         node.name: reason[position in constant] for position, node in enumerate(graph.nodes) if position not in seen
     }
+
+
+def adopt(
+    covered: Sequence[tuple[str, ...]], readers: Sequence[int | None], alone: Collection[int]
+) -> list[tuple[str, ...]]:
+    """Give an operator that no anchor tells of the nodes of the one that reads its result: both do that work together.
+
+    Args:
+        covered: As `cover()` returns it.
+        readers: For each operator one that reads its result.
+        alone: Operators that are the compiler's own, such as changes of layout.
+    """
+    out = []
+    for index in range(len(covered)):
+        at: int | None = index
+        seen: set[int] = set()
+        while at is not None and at not in seen and at not in alone and not covered[at]:
+            seen.add(at)
+            at = readers[at]
+        found = at is not None and at not in alone and index not in alone
+        out.append(covered[at] if at is not None and found else covered[index])
+    return out
