@@ -90,7 +90,7 @@ def anchors(nodes: Iterable[GraphNode | None], exported: NodeGraph) -> list[set[
     """Return for each node of the optimised graph the nodes of the exported one that it certainly does."""
     maker, readers = exported.maker(), exported.readers()
     named = {node.name: position for position, node in enumerate(exported.nodes)}
-    out = []
+    out: list[set[int]] = []
     for node in nodes:
         if node is None or node.op in LAYOUT:
             out.append(set())

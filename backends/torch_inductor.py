@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 KERNEL = "harness::kernel::"
 VIEWS = frozenset(
-    "view reshape transpose permute flatten unsqueeze squeeze expand getitem t T mT contiguous detach chunk split unbind "
-    "select slice size dropout expand_as view_as narrow movedim swapaxes alias".split()
-)
+    (
+        "view", "transpose", "permute", "flatten", "unsqueeze", "squeeze", "expand", "getitem", "t", "T", "mT",
+        "contiguous", "detach", "chunk", "split", "unbind", "select", "slice", "size", "dropout", "expand_as",
+        "view_as", "narrow", "movedim", "swapaxes", "alias",
+    )
+)  # fmt: skip
 """Operators that have no kernel: they say how memory is read."""
 LIBRARY = {
     "convolution": ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -90,7 +93,7 @@ class Compiled:
                 names[name] = kernel
 
     def nodes(self, ran: Sequence[Ran], graph: NodeGraph, inputs: Sequence[Any]) -> list[tuple[str, ...]] | None:
-        """Return for each kernel that ran the nodes that it does; None where the generated code is of another module."""
+        """Return for each kernel that ran the nodes that it does; None if the generated code is of another module."""
         graphs = _traces(self.module._orig_mod, inputs)
         codes = [calls(source) for _, source in _generated()]
         if len(graphs) != len(codes):
@@ -104,8 +107,7 @@ class Compiled:
         for code, trace in zip(codes, graphs, strict=True):
             nodes = became[start : start + len(trace)]
             start += len(trace)
-            for share in shared(code, trace):
-                shares.append([name for index in share for name in nodes[index]])
+            shares += [[name for index in share for name in nodes[index]] for share in shared(code, trace)]
         order = {node.name: position for position, node in enumerate(graph.nodes)}
         written = [_bare(call.name) for code in codes for call in code]
         happened = [_bare(one.name.removeprefix(KERNEL)) for one in ran]
@@ -233,9 +235,7 @@ def _traces(module: Any, inputs: Sequence[Any]) -> list[list[Traced]]:
 
     with torch.inference_mode():
         torch.compile(module, backend=collect)(*inputs)
-    return [
-        [_traced(node) for node in graph.nodes if node.op in ("call_function", "call_method")] for graph in graphs
-    ]
+    return [[_traced(node) for node in graph.nodes if node.op in ("call_function", "call_method")] for graph in graphs]
 
 
 def _traced(node: Any) -> Traced:

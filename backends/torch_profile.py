@@ -1,6 +1,6 @@
-"""What torch's profiler says of a module, run eagerly or compiled by Inductor, and the nodes that its operators became.
+"""What torch's profiler says of a module, eager or compiled by Inductor, and the nodes that its operators became.
 
-An operator is what is called from Python, with all that it calls itself: `aten::linear` and not the `aten::addmm` in it.
+An operator is what is called from Python, with all that it calls itself: `aten::linear`, not the `aten::addmm` in it.
 Python's own time between operators belongs to none of them: it is the unexplained share.
 """
 
@@ -67,7 +67,7 @@ def profile(call: Any, inputs: Sequence[Any], artifact: Artifact, iterate: Itera
         )
     compiled = Compiled(call) if hasattr(call, "_orig_mod") else None
     graph, note = _graph(artifact)
-    with (compiled.marked() if compiled else _marked(call)):
+    with compiled.marked() if compiled else _marked(call):
         iterations = _recorded(lambda: call(*inputs), iterate, place)
     if not any(iterations):
         raise UnsupportedError(
@@ -75,7 +75,9 @@ def profile(call: Any, inputs: Sequence[Any], artifact: Artifact, iterate: Itera
         )
     runs = _alike(iterations)
     operators = [
-        OperatorTime(name=_shown(one[0]), kind=_kind(one[0].name), calls=len(one), total_ns=sum(each.ns for each in one))
+        OperatorTime(
+            name=_shown(one[0]), kind=_kind(one[0].name), calls=len(one), total_ns=sum(each.ns for each in one)
+        )
         for one in runs
     ]
     notes = [note] if note else []

@@ -60,7 +60,7 @@ class _Origin:
 
 
 def canonical(name: str) -> str:
-    """Return an operator's name without namespace, overload and the sign of working in place: `aten::relu_` is `relu`."""
+    """Return an operator's bare name, without the sign of working in place: `aten::relu_` is `relu`."""
     bare = name.rpartition("::")[2].partition(".")[0]
     if not (bare.startswith("__") and bare.endswith("__")):
         bare = bare.rstrip("_")
@@ -68,7 +68,7 @@ def canonical(name: str) -> str:
 
 
 def match(operators: Sequence[Operator], graph: NodeGraph) -> list[tuple[str, ...]]:
-    """Return for each operator, in order of execution, the nodes that it became; none where the exporter left it out."""
+    """Return for each operator, in order of execution, the nodes that it became; none if the exporter left it out."""
     origins = [origin(node) for node in graph.nodes]
     scopes = {one.scope for one in origins if one is not None}
     if not any(one.scope in scopes for one in operators if one.scope):

@@ -1,8 +1,8 @@
 """What TVM's kernels take, and which nodes of the ONNX graph each of them does the work of.
 
-TVM has no profiler of its own any more: its virtual machine calls back before and after each call, and the harness' clock
-is read there. No name of the graph survives compilation, and a kernel may work in another layout. So a kernel is found
-again by its result: in one run beside the timed ones it is held against every tensor of the graph as ONNX Runtime
+TVM has no profiler of its own any more: its virtual machine calls back before and after each call, and the harness'
+clock is read there. No name of the graph survives compilation, and a kernel may work in another layout. So a kernel is
+found again by its result: in one run beside the timed ones it is held against every tensor of the graph as ONNX Runtime
 computes it, by figures that do not depend on the order of elements.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CLOCK = "the harness' clock at TVM's callbacks"
 CLOCK_ON_DEVICE = "the harness' clock at TVM's callbacks, waiting for the device after each kernel"
-BUILTIN = "vm.builtin."
+BUILTIN = "vm.builtin"
 TOLERANCE = 1e-3
 """By which a kernel's figures may differ from those of the tensor that it computes, relative to its size."""
 
@@ -94,7 +94,7 @@ def profile(
     *,
     wait: Callable[[], None] | None = None,
 ) -> Profile:
-    """Return what the calls of a virtual machine take. `wait` waits for its device; None: there is nothing to wait for."""
+    """Return what the calls of a virtual machine take. `wait` waits for its device; None: there is none."""
     watch = Watch(clock, wait or (lambda: None))
 
     def once() -> None:
@@ -109,7 +109,8 @@ def profile(
     machine.set_instrument(look)
     run()
     kernels = [one.name for one in operators if one.kind != BUILTIN]
-    notes, eliminated = [], {}
+    notes: list[str] = []
+    eliminated: dict[str, str] = {}
     try:
         if kernels != look.names:
             raise HarnessError("its kernels differ from run to run")
@@ -139,7 +140,7 @@ def totals(iterations: Sequence[Sequence[tuple[str, int]]]) -> list[OperatorTime
     ]
     builtin = [took for calls in iterations for name, took in calls if name.startswith(BUILTIN)]
     if builtin:
-        out.append(OperatorTime(name=f"{BUILTIN}*", kind=BUILTIN, calls=len(builtin), total_ns=sum(builtin)))
+        out.append(OperatorTime(name=f"{BUILTIN}.*", kind=BUILTIN, calls=len(builtin), total_ns=sum(builtin)))
     return out
 
 
@@ -147,9 +148,7 @@ def _with(operators: Sequence[OperatorTime], covered: Sequence[tuple[str, ...]])
     import msgspec
 
     kernels = iter(covered)
-    return [
-        one if one.kind == BUILTIN else msgspec.structs.replace(one, nodes=next(kernels)) for one in operators
-    ]
+    return [one if one.kind == BUILTIN else msgspec.structs.replace(one, nodes=next(kernels)) for one in operators]
 
 
 def anchors(look: Look, graph: NodeGraph, artifact: Artifact) -> list[set[int] | None]:

@@ -20,6 +20,7 @@ from harness import __version__, options, registry
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.cli_drift import localize, sensitivity
+from harness.cli_profile import profile
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
@@ -305,7 +306,7 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-for _command in (localize, sensitivity, *history.COMMANDS):
+for _command in (profile, localize, sensitivity, *history.COMMANDS):
     cli.add_command(_command)
 
 

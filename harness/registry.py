@@ -110,8 +110,9 @@ COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 VIEWS = {
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
+    "profile": Entry("reports.profile:profile"),
 }
-"""How the history is shown: functions that return text."""
+"""How the history and profiles are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 
@@ -205,7 +206,7 @@ def report(name: str) -> Report:
 
 
 def view(name: str) -> Callable[..., str]:
-    """Return what turns a part of the history into text."""
+    """Return what turns a part of the history, or a profile, into text."""
     return cast("Callable[..., str]", _load("view", name, VIEWS))
 
 
