@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from harness.graph_nodes import NodeGraph
 
 KERNEL = "harness::kernel::"
+"""Begins the name by which a generated kernel tells the profiler that it runs; the number of its graph and its own come
+next."""
 VIEWS = frozenset(
     (
         "view", "transpose", "permute", "flatten", "unsqueeze", "squeeze", "expand", "getitem", "t", "T", "mT",
@@ -82,11 +84,11 @@ class Compiled:
         """Have the generated kernels tell torch's profiler that they run."""
         undo: list[tuple[dict[str, Any], str, Any]] = []
         try:
-            for names, source in _generated():
+            for number, (names, source) in enumerate(_generated()):
                 for name in _DEFINED.findall(source):
                     if callable(names.get(name)):
                         undo.append((names, name, names[name]))
-                        names[name] = _telling(name, names[name])
+                        names[name] = _telling(f"{KERNEL}{number}::{name}", names[name])
             yield
         finally:
             for names, name, kernel in undo:
@@ -95,7 +97,7 @@ class Compiled:
     def nodes(self, ran: Sequence[Ran], graph: NodeGraph, inputs: Sequence[Any]) -> list[tuple[str, ...]] | None:
         """Return for each kernel that ran the nodes that it does; None if the generated code is of another module."""
         graphs = _traces(self.module._orig_mod, inputs)
-        codes = [calls(source) for _, source in _generated()]
+        codes = [calls(source) for source in _sources([one.name for one in ran])]
         if len(graphs) != len(codes):
             return None
         out: list[tuple[str, ...]] = [() for _ in ran]
@@ -110,7 +112,7 @@ class Compiled:
             shares += [[name for index in share for name in nodes[index]] for share in shared(code, trace)]
         order = {node.name: position for position, node in enumerate(graph.nodes)}
         written = [_bare(call.name) for code in codes for call in code]
-        happened = [_bare(one.name.removeprefix(KERNEL)) for one in ran]
+        happened = [_bare(one.name) for one in ran]
         for here, there, size in SequenceMatcher(None, happened, written, autojunk=False).get_matching_blocks():
             for step in range(size):
                 out[here + step] = tuple(sorted(dict.fromkeys(shares[there + step]), key=order.__getitem__))
@@ -201,11 +203,18 @@ def _bare(name: str) -> str:
     return name.rpartition("::")[2].removesuffix("_out")
 
 
-def _telling(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+def _sources(names: Sequence[str]) -> list[str]:
+    """Return the code of the graphs whose kernels ran, or of all where none has a kernel of Inductor's own."""
+    ran = {int(found[1]) for name in names if (found := re.match(rf"{KERNEL}(\d+)::", name))}
+    generated = _generated()
+    return [source for number, (_, source) in enumerate(generated) if not ran or number in ran]
+
+
+def _telling(mark: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     from torch.profiler import record_function
 
     def call(*arguments: Any) -> Any:
-        with record_function(KERNEL + name):
+        with record_function(mark):
             return kernel(*arguments)
 
     return call

@@ -234,9 +234,14 @@ def _with(operators: Sequence[OperatorTime], nodes: Sequence[tuple[str, ...]]) -
 
 
 def _shown(ran: Ran) -> str:
-    name = ran.name.removeprefix(KERNEL)
+    name = _own_name(ran.name)
     return f"{name} in {ran.scope}" if ran.scope else name
 
 
 def _kind(name: str) -> str:
-    return re.sub(r"_\d+$", "", name.removeprefix(KERNEL))
+    return re.sub(r"_\d+$", "", _own_name(name))
+
+
+def _own_name(name: str) -> str:
+    """Return what Inductor calls a kernel; an operator of torch's stays as it is."""
+    return name.rpartition("::")[2] if name.startswith(KERNEL) else name
