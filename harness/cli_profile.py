@@ -57,8 +57,8 @@ from harness.parameters import Whole
 def profile(context: click.Context, /, run: str | None, **given: Any) -> int:
     """Show which operators each backend spends its time in, by its own profiler, side by side.
 
-    RUN profiles the cases of a comparison with the engines that it saved; without it a model is compiled as by
-    harness compare. What is profiled is slower than what is measured: these times are no latencies.
+    RUN profiles the cases of a comparison with the engines that it saved; without it a model is compiled as for a
+    comparison. What is profiled is slower than what is measured: these times are no latencies.
 
     \b
     Examples:
