@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from harness.history.changes import Change
 from harness.history.diff import Difference, Row, Unlike
@@ -116,15 +116,21 @@ def sections(rows: Sequence[Row], unlike: Sequence[Unlike]) -> Iterator[Section]
 
 def circumstances(rows: Sequence[Row]) -> Iterator[Line]:
     """Yield each circumstance that changed, with the cases for which it did where that is not all of them."""
-    seen: dict[tuple[str, tuple[str, str]], list[str]] = {}
+    seen: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        of_libraries = {values for name, values in row.circumstances.items() if name != VERSION}
-        for name, values in row.circumstances.items():
-            if name != VERSION or values not in of_libraries:  # a backend is mostly its library
-                seen.setdefault((name, values), []).append(row.case)
-    for (name, (before, after)), cases in seen.items():
+        for name, values in told(row.circumstances):
+            seen.setdefault((name, values), []).append(row.case)
+    for (name, values), cases in seen.items():
         of = f"{listed([clean(case) for case in dict.fromkeys(cases)], most=NAMED)}: " if len(cases) < len(rows) else ""
-        yield Line(label=clean(name), text=f"{of}{_value(before)} > {_value(after)}")
+        yield Line(label=name, text=f"{of}{values}")
+
+
+def told(circumstances: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each circumstance that changed, and what it was and is."""
+    of_libraries = {values for name, values in circumstances.items() if name != VERSION}
+    for name, (before, after) in circumstances.items():
+        if name != VERSION or (before, after) not in of_libraries:  # a backend is mostly its library
+            yield clean(name), f"{_value(before)} > {_value(after)}"
 
 
 def moved(change: Change) -> str:

@@ -43,7 +43,7 @@ def draw_timeline(points: Sequence[Point], metric: Metric) -> Timeline | None:
     runs = {point.run: point.created for point in points if any(point.run in one for one in series.values())}
     if not 1 <= len(series) <= min(SERIES_DRAWN, len(MARKS)) or all(len(one) < 2 for one in series.values()):
         return None
-    scale, unit = _unit(metric, [value for one in series.values() for value in one.values()])
+    scale, unit = unit_of(metric, [value for one in series.values() for value in one.values()])
     return Timeline(
         unit=f"{metric} {unit}".strip(),
         runs=tuple(created[5:10] for created in runs.values()),
@@ -95,7 +95,8 @@ def _status(point: Point) -> Cell:
     return Cell(text=point.status, value=point.status, emphasis=OF_STATUS.get(point.status, "bad"))
 
 
-def _unit(metric: Metric, values: Sequence[float]) -> tuple[float, str]:
+def unit_of(metric: Metric, values: Sequence[float]) -> tuple[float, str]:
+    """Return what a figure is divided by to be shown, and the name of its unit then."""
     if metric == "latency":
         unit = time_unit([value * 1e-9 for value in values])
         return unit.seconds * 1e9, unit.name

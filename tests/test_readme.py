@@ -1,4 +1,4 @@
-"""The README's commands run, in its order, and its example backend is one."""
+"""The commands of the README and of the pages beside it run, in their order, and its example backend is one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,25 @@ import pytest
 from harness.api import Backend, InputSpec, ReferenceModel
 from tests.support import ROOT, RUN_CLI
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETUP = "make compare"
 """Downloads, tunes and measures for minutes: here only what it would do is looked at. CI's own set-up is the other
 command, `make test`."""
 
 
 def blocks(language: str) -> list[str]:
-    """Return the README's fenced blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """Return the fenced blocks of a language, page by page."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    seen = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+            seen += 1
+    assert seen >= 6
 
 
 def commands() -> Iterator[str]:

@@ -10,6 +10,12 @@
 | `store` | runs in and out, labels, baselines, what is kept for how long |
 | `keeping` | what a finished comparison does with its run; runs that wait for a server |
 | `changes` | a case then and now: statistics |
+| `steps`, `trends` | figures over many runs: where they moved, and what changed then |
+| `spread` | figures that have one value a run, and how their history varies |
+| `sides`, `diff` | two sides held against each other |
+| `gate`, `limits` | what of that is a regression |
+| `against`, `checking`, `github` | the sides of `harness check`, the command, and what a workflow is told |
+| `again` | suspicious cases measured again |
 | `commands_*`, `cli` | what the user types |
 
 SQLAlchemy is imported by `schema`, `database`, `store` and `migrations` only, and those when a command needs them.

@@ -37,7 +37,7 @@ from harness.records import Record
 from harness.summary import Estimate, Verdict
 
 MANY = 6
-"""Runs before, from which on they tell how runs differ. `benchmarks/trends.py` measures what the verdicts are worth."""
+"""Runs before, from which on they tell how runs differ. Tests measure what the verdicts are worth."""
 CONFIDENCE = 0.99
 EFFECT = 0.01
 """As in `harness.stats`, which brings scipy.stats; a test holds the two together."""

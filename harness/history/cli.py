@@ -11,6 +11,7 @@ from harness.history.location import VARIABLE
 from harness.history.parameters import Since
 from harness.history.points import METRICS
 from harness.parameters import Whole
+from harness.quantities import Share
 
 FAILED = 2
 """Exit code where a file or a database could not be read or written."""
@@ -243,4 +244,56 @@ def remove(runs: tuple[str, ...], store: str | None) -> int:
     return 0
 
 
-COMMANDS: tuple[click.Command, ...] = (history, diff, baseline, import_, sync)
+@click.command()
+@click.option("--model", help="Of one model; * stands for any text: --model 'yolov8*'")
+@click.option("--backend", help="Of one backend, with whatever options.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="On one kind of device.")
+@click.option(
+    "--metric", "metrics", type=click.Choice(METRICS), multiple=True, help="Figures; repeatable.  [default: all]"
+)
+@click.option("--since", type=Since(), help="Only steps since a day, or in so many days: 2026-03-02, 30d")
+@click.option(
+    "--last",
+    type=Whole(1, 10_000),
+    default=60,
+    show_default=True,
+    help="Runs of each case that are looked at, the newest; those before --since are among them.",
+)
+@click.option("--min-effect", type=Share(), default="2%", show_default=True, help="Smallest change that is a step.")
+@click.option(
+    "--fail-on-regression", is_flag=True, help="Exit with 1 where the newest step of a figure is for the worse."
+)
+@store_option
+@_format
+def trends(**given: Any) -> int:
+    """Find where figures moved to another level over the runs, by how much, and what changed then.
+
+    \b
+    Examples:
+      harness trends
+      harness trends --model resnet50 --backend onnxruntime --metric latency --metric memory
+      harness trends --since 7d --fail-on-regression --format markdown
+
+    \b
+    A step must hold for 3 runs, and be clear of how the runs differ: one slow run is none. The newest run
+    alone is what harness check judges.
+
+    \b
+    Exit codes: 0 looked, 1 with --fail-on-regression where something became worse, 2 wrong usage.
+    """
+    from harness.history.queries import Filter
+    from harness.history.showing import show_trends
+
+    return show_trends(
+        Filter(model=given["model"], backend=given["backend"], device=given["device"]),
+        given["metrics"],
+        since=given["since"],
+        most=given["last"],
+        least=given["min_effect"],
+        store=given["store"],
+        format_=given["format_"],
+        fail=given["fail_on_regression"],
+    )
+
+
+COMMANDS: tuple[click.Command, ...] = (history, diff, trends, baseline, import_, sync)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import scipy.special
@@ -29,6 +30,7 @@ def _of_workload(workload: Workload, run: Run) -> list[Point]:
             continue
         row, key = rows[case.id], key_of(case, workload, run.environment)
         levels = _levels(workload.launches, case.id)
+        others_cpu, mhz = _machine(workload.launches, case.id)
         points.append(
             Point(
                 run=run.id,
@@ -50,6 +52,8 @@ def _of_workload(workload: Workload, run: Run) -> list[Point]:
                 engine_bytes=case.engine_bytes,
                 drift=_drift(case),
                 evidence=Evidence(levels=levels, relatives=relatives.get(case.id, [])) if levels else None,
+                others_cpu=others_cpu,
+                mhz=mhz,
                 labels=run.labels,
             )
         )
@@ -62,6 +66,14 @@ def _levels(launches: list[Launch], case: str) -> list[float]:
         # Groups of one launch are records of their own: a case sits in one of them, the baseline in each.
         seen.setdefault(launches[index].index, []).append(math.log(max(float(np.median(window.samples_ns)), 1.0)))
     return [float(np.median(levels)) for _, levels in sorted(seen.items())]
+
+
+def _machine(launches: list[Launch], case: str) -> tuple[float | None, float | None]:
+    """Return what others took of the CPUs, and how fast these ran, while a case was sampled."""
+    windows = [window for _, window in ratios.visits(launches, case, "compute").windows]
+    others = [window.others_cpu for window in windows if window.others_cpu is not None]
+    clocks = [window.mhz for window in windows if window.mhz is not None]
+    return statistics.fmean(others) if others else None, statistics.median(clocks) if clocks else None
 
 
 def _relatives(workload: Workload, run: Run) -> dict[str, list[Relative]]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from harness.records import Case, Environment, Record, Run, Scalar, Workload
+from harness.topology import as_list
 
 
 class Key(Record, frozen=True, kw_only=True):
@@ -81,6 +82,10 @@ class Circumstances(Record, frozen=True, kw_only=True):
     os: str = ""
     python: str = ""
     governor: str = ""
+    turbo: str = ""
+    microcode: str = ""
+    cpus: str = ""
+    """Those that the workers were held to."""
     container: str = ""
     hostname: str = ""
     harness: str = ""
@@ -91,7 +96,7 @@ class Circumstances(Record, frozen=True, kw_only=True):
 
 _OF_A_CARD = ("power.limit", "ecc", "mig")
 _ANYWHERE = ("artifact", "driver", "card", "clocks")
-_OF_ONE_MACHINE = ("kernel", "os", "governor", "container")
+_OF_ONE_MACHINE = ("kernel", "os", "governor", "turbo", "microcode", "cpus", "container")
 
 
 def key_of(case: Case, workload: Workload, environment: Environment) -> Key:
@@ -148,6 +153,9 @@ def circumstances_of(case: Case, workload: Workload, run: Run) -> Circumstances:
         os=environment.os,
         python=environment.python,
         governor=environment.governor or "",
+        turbo={True: "on", False: "off", None: ""}[environment.turbo],
+        microcode=environment.microcode or "",
+        cpus=as_list(run.settings.cpu_set) if run.settings.cpus else "",
         container=environment.container or "",
         hostname=environment.hostname,
         harness=run.harness,

@@ -69,6 +69,10 @@ class Point(Record, frozen=True, kw_only=True):
     drift: float | None = None
     """Largest relative L2 distance of an output from the reference."""
     evidence: Evidence | None = None
+    others_cpu: float | None = None
+    """Share of the CPU time that processes outside the run took while it was sampled, 0 to 1; the mean."""
+    mhz: float | None = None
+    """CPU clock while it was sampled; the median."""
     labels: list[str] = msgspec.field(default_factory=list)
 
     def value(self, metric: Metric) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any  # what a view takes is known to the view
 
 import click
@@ -13,12 +13,12 @@ import msgspec
 import sqlalchemy as sa
 
 from harness import registry
-from harness.cli import NO_RESULT, OK
+from harness.cli import GATE_FAILED, NO_RESULT, OK
 from harness.errors import UsageError
 from harness.history import queries
 from harness.history.diff import compare
 from harness.history.managing import opened
-from harness.history.points import Listing, Metric
+from harness.history.points import METRICS, Listing, Metric
 from harness.history.sides import Sides
 
 
@@ -80,3 +80,36 @@ def show_difference(before: str, after: str, store: str | None, format_: str) ->
     found = compare(one, other)
     printed("difference", format_, found)
     return OK if found.rows else NO_RESULT
+
+
+def show_trends(
+    filter_: queries.Filter,
+    metrics: Sequence[Metric],
+    *,
+    since: str | None,
+    most: int,
+    least: float,
+    store: str | None,
+    format_: str,
+    fail: bool,
+) -> int:
+    """Carry out `harness trends`; return the exit code.
+
+    Args:
+        filter_: Which cases.
+        metrics: Which figures; empty: all.
+        since: Leave out steps before; ISO 8601, UTC.
+        most: How many runs of each case are looked at, the newest.
+        least: The smallest relative change that is a step.
+        fail: Whether a figure that became worse is a failure.
+    """
+    from harness.history.trends import find_trends
+
+    with opened(store).database.read() as connection:
+        series = queries.series(connection, filter_)
+        if not series:
+            _explain_nothing(connection, filter_)
+        cases = [queries.newest_of_series(connection, one, most) for one in series]
+    found = find_trends(cases, metrics or METRICS, least=least, since=since)
+    printed("trends", format_, found)
+    return GATE_FAILED if fail and any(trend.regressed for trend in found.trends) else OK

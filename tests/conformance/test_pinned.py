@@ -105,9 +105,12 @@ def test_the_check_of_an_export_keeps_to_it_too(tiny: Artifact, tmp_path: Path) 
     launcher = Launcher(
         logs=tmp_path, threads=2, memory_limit_bytes=8 << 30, timeout_s=TIMEOUT_S, cpus=frozenset({min(ours)})
     )
+    check = protocol.Check(folder=str(tiny.folder), input_sets=1, threads=2)
     with launcher, launcher.start("check") as worker, watching(worker._process.pid) as seen:
-        check = protocol.Check(folder=str(tiny.folder), input_sets=1, threads=2)
-        worker.call(check, protocol.Checked, timeout_s=TIMEOUT_S)
-        worker.check_cpus()
+        for _ in range(50):  # its pool lives for milliseconds: a look may miss it
+            worker.call(check, protocol.Checked, timeout_s=TIMEOUT_S)
+            worker.check_cpus()
+            if len(seen.threads) > 1:
+                break
     assert len(seen.threads) > 1
     assert seen.allowed == {min(ours)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -121,7 +122,8 @@ def reports(pipe: Connection, kill_after_s: float | None, pid: int | None) -> li
     assert pipe.recv() == "started"
     if kill_after_s is not None and pid is not None:
         time.sleep(kill_after_s)
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # a quick machine has finished by then
+            os.kill(pid, signal.SIGKILL)
     while True:
         try:
             finished.append(pipe.recv())
