@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-WIDTH, INNER = 64, 1024
+WIDTH, INNER = 64, 2048
 
 
-class Planted(nn.Module):
+class Planted(nn.Module):  # type: ignore[misc]  # torch is Any to the type checker
     """A small product, a large one, a small one, with cheap operators around them."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Planted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.before(x))  # (16, WIDTH)
-        wide = x.reshape(1, 16 * WIDTH // INNER, INNER).repeat(1, 16, 1)
+        wide = x.reshape(1, -1).repeat(16, INNER // (16 * WIDTH))  # (16, INNER)
         x = torch.tanh(self.large(wide)).reshape(-1, WIDTH)
         return self.after(self.norm(x))
 

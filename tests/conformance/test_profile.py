@@ -14,7 +14,7 @@ import pytest
 from tests.support import ROOT, RUN_CLI
 
 BACKENDS = ("eager", "onnxruntime", "torch-compile", "tvm:tuner=none")
-ITERATIONS = 3
+ITERATIONS = 9
 
 
 @pytest.fixture(scope="module")
