@@ -255,8 +255,16 @@ def _by_op(workload: WorkloadProfile) -> Iterable[ProfileRow]:
         for case in workload.cases:
             if case.profile:
                 took = found.get((op, case.id), [])
-                entries[case.id] = _summed(took, case)
+                entries[case.id] = _summed(took, case) if took else Entry(said=_whereabouts(op, case, ops))
         yield ProfileRow(name=op, op=op, entries=entries)
+
+
+def _whereabouts(op: str, case: CaseProfile, ops: dict[str, str]) -> str:
+    """Return what became of all nodes of an operator that leads no group."""
+    if any(ops.get(name) == op for operator in operators_of(case) for name in operator.nodes):
+        return "fused"
+    gone = case.profile.eliminated if case.profile else {}
+    return next((reason for name, reason in gone.items() if ops.get(name) == op), "none")
 
 
 def _summed(took: Sequence[float], case: CaseProfile) -> Entry:

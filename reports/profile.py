@@ -255,16 +255,15 @@ def _count(value: int | None) -> Cell:
 
 
 def _groups(shown: Sequence[ProfileRow], cases: Sequence[CaseProfile], ops: dict[str, str]) -> Iterator[Line]:
-    """Yield the fused groups whose leading node stands in a row that is shown, each with its nodes."""
+    """Yield the fused groups whose leading node stands in a row that is shown, each with its nodes and who has it."""
     names = {name for row in shown for name in row.nodes}
+    found: dict[tuple[str, ...], dict[str, None]] = {}
     for case in cases:
-        seen: set[tuple[str, ...]] = set()
         for operator in operators_of(case):
-            if len(operator.nodes) < 2 or operator.nodes in seen or leading(operator.nodes, ops) not in names:
-                continue
-            seen.add(operator.nodes)
-            text = f"{kinds(operator.nodes, ops)}: {_names(operator.nodes)}"
-            yield Line(label=clean(case.id), text=clean(text))
+            if len(operator.nodes) > 1 and leading(operator.nodes, ops) in names:
+                found.setdefault(operator.nodes, {})[case.id] = None
+    for nodes, who in found.items():
+        yield Line(label=clean(", ".join(who)), text=clean(f"{kinds(nodes, ops)}: {_names(nodes)}"))
 
 
 def _names(nodes: Sequence[str]) -> str:
