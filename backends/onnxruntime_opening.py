@@ -190,7 +190,14 @@ class Opening:
 
     def _open(self, session: Any, card: EngineCard, found: Assigned, graph: Path) -> OnnxRuntimeSession:
         if self._memory is None or self._gpu is None:
-            return HostSession(session, self._request.artifact, card, found, graph=graph, profiled=self._profiled)
+            return HostSession(
+                session,
+                self._request.artifact,
+                card,
+                found,
+                graph=graph if card.kind == "graph" else None,
+                profiled=self._profiled,
+            )
         return DeviceSession(session, self._request.artifact, card, found, memory=self._memory, index=self._gpu.index)
 
     def _card(self, kind: Kind, facts: dict[str, Scalar], found: Assigned) -> EngineCard:
