@@ -22,6 +22,7 @@ from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.claims_command import claims
 from harness.cli_drift import localize, sensitivity
+from harness.cli_profile import profile
 from harness.environments.cli import env
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
@@ -323,7 +324,7 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool, environmen
     return OK
 
 
-for _command in (env, localize, sensitivity, check, bisect, *history.COMMANDS, publish):
+for _command in (env, profile, localize, sensitivity, check, bisect, *history.COMMANDS, publish):
     cli.add_command(_command)
 
 

@@ -116,10 +116,11 @@ VIEWS = {
     "claims-list": Entry("reports.claims:listing"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
+    "profile": Entry("reports.profile:profile"),
     "remarks": Entry("reports.gate:remarks"),
     "trends": Entry("reports.tracking:trends"),
 }
-"""How the history, the claims and a bisect are shown: functions that return text."""
+"""How the history, the claims, a bisect and profiles are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 SITE = Entry("reports.site:SITE")
@@ -217,7 +218,7 @@ def report(name: str) -> Report:
 
 
 def view(name: str) -> Callable[..., Any]:
-    """Return what turns a part of the history into text, or into what a workflow is told."""
+    """Return what turns a part of the history, or a profile, into text, or into what a workflow is told."""
     return cast("Callable[..., Any]", _load("view", name, VIEWS))
 
 

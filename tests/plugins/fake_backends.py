@@ -20,6 +20,7 @@ import numpy as np
 
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompiledOnly, CompileRequest, Session
 from harness.errors import CompileError, RunError
+from harness.operators import Clock, Iterate, OperatorTime, Profile
 
 GRANDCHILD = "harness-test-grandchild"
 
@@ -215,6 +216,45 @@ class OddException(FakeOk):
 class SysExit(FakeOk):
     def compile(self, request: CompileRequest) -> Session:
         raise SystemExit(0)
+
+
+class _ProfiledSession(OkSession):
+    """Knows of one operator, which takes half of each iteration."""
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        calls: list[None] = []
+
+        def once() -> None:
+            calls.append(None)
+            self.execute()
+
+        iterate(once)
+        took = round(len(calls) * self.seconds * 5e8)
+        return Profile(clock="fake", operators=[OperatorTime(name="all", kind="Fake", calls=len(calls), total_ns=took)])
+
+
+class Profiled(FakeOk):
+    session = _ProfiledSession
+
+
+class _CrashProfileSession(OkSession):
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        _segfault()
+        return super().profile(iterate, clock)
+
+
+class SegfaultInProfile(FakeOk):
+    session = _CrashProfileSession
+
+
+class _HangProfileSession(OkSession):
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        time.sleep(3600)
+        return super().profile(iterate, clock)
+
+
+class HangInProfile(FakeOk):
+    session = _HangProfileSession
 
 
 class _NanSession(OkSession):
