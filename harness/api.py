@@ -52,6 +52,8 @@ class Capabilities:
     """Device kinds that it runs on: `cpu`, `cuda`."""
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Device kind -> precisions; a kind that is left out has fp32 only."""
+    lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Device kind -> precision that it is not offered in -> why, as the end of a sentence."""
     dynamic_shapes: bool = False
     saves_engines: bool = True
     """Whether `save()` writes something that `load()` starts from without compiling."""

@@ -20,7 +20,6 @@ from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.environments import preparing
 from harness.errors import StoreError, UsageError
-from harness.evaluation import refuse_models
 from harness.export import Recipe
 from harness.formats import Wanted
 from harness.history.keeping import keep
@@ -31,6 +30,7 @@ from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
 from harness.records import Environment, Run, Settings
+from harness.sources import calibration_source, dataset_source
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -107,6 +107,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
+    dataset = dataset_source(given["dataset"], specs) if given["dataset"] else None
     settings = Settings(
         models=models,
         suite=given["suite"],
@@ -115,10 +116,10 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=calibration_path(given["calibration"]),
+        calibration=calibration_source(given["calibration"], specs, dataset),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
-        dataset=_dataset(given["dataset"], specs),
+        dataset=dataset,
         max_samples=given["max_samples"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
@@ -178,28 +179,6 @@ def begun(run: Run, out: Path, label: str) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
-
-
-def calibration_path(path: str | None) -> str | None:
-    """Return the absolute path of the user's calibration inputs.
-
-    Raises:
-        UsageError: They are not there.
-    """
-    if path is None:
-        return None
-    if not users_path(path).exists():
-        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
-    return str(users_path(path))
-
-
-def _dataset(text: str | None, specs: list[ModelSpec]) -> str | None:
-    if text is None:
-        return None
-    kind, colon, paths = text.partition(":")
-    absolute = ",".join(str(users_path(path)) for path in paths.split(",")) if paths else ""
-    refuse_models(f"{kind}{colon}{absolute}", specs)
-    return f"{kind}{colon}{absolute}"
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast  # Any: what a view returns is known
 
 import msgspec
 
+from harness.declared import declare
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def model(spec: ModelSpec) -> Model:
         kind = model_class(spec.name)
         return kind(msgspec.convert(spec.options, type=kind.Options))
     own = cast("Callable[[ModelSpec], Model]", _load("kind of model", spec.kind, OWN))
-    return own(spec)
+    return declare(own(spec), spec.options)
 
 
 def default_weights(spec: ModelSpec) -> str:
