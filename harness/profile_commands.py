@@ -15,7 +15,7 @@ import msgspec
 
 from harness import __version__, environment, registry
 from harness.cli import INTERRUPTED, NO_RESULT, OK
-from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
+from harness.commands import DEFAULT_MODEL, one_recipe
 from harness.devices import AUTO, parse_devices
 from harness.errors import StoreError, UsageError
 from harness.plan import Variant, asked_variants
@@ -24,6 +24,7 @@ from harness.profiles import PROFILE_SCHEMA, By, ProfileRecord
 from harness.profiling import PROFILE_FILE, Profiling
 from harness.progress import Narrator
 from harness.records import Run, Settings
+from harness.sources import calibration_source
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.workloads import asked_models, plan_workloads
 
@@ -180,7 +181,7 @@ def _of_model(given: dict[str, Any]) -> Plan:
         devices=tuple(devices),
         device_chosen=given["devices"] != AUTO,
         precisions=parse_precisions(given["precisions"]),
-        calibration=calibration_path(given["calibration"]),
+        calibration=calibration_source(given["calibration"], specs),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
         dims={key: [size] for key, size in recipe.dims.items()},

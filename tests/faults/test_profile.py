@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.artifact import Artifact
-from harness.launcher import MARK
+from harness.surroundings import MARK
 from harness.profiling import PROFILE_FILE
 from tests.support import PLUGINS, RUN_CLI, Cli
 
