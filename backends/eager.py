@@ -61,6 +61,10 @@ class Eager(Backend):
     Options = EagerOptions
 
     @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        return "torch"
+
+    @classmethod
     def probe(cls) -> Availability:
         return probe_torch()
 

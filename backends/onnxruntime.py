@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from backends import cuda_device, onnxruntime_providers
+from backends import cuda_device, onnxruntime_providers, onnxruntime_releases
 from backends.onnxruntime_libraries import RTX_PACKAGE, TENSORRT_PACKAGE, installed
 from backends.onnxruntime_opening import Opening
 from backends.onnxruntime_providers import (
@@ -20,7 +20,7 @@ from backends.onnxruntime_providers import (
     OnnxRuntimeOptions,
 )
 from backends.onnxruntime_session import GRAPH, OnnxRuntimeSession
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, SavedEngine
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, OnnxLimits, SavedEngine
 from harness.errors import UnavailableError, UnsupportedError
 
 
@@ -55,6 +55,20 @@ class OnnxRuntime(Backend):
         if CUDA not in built and not plugin:
             return replace(host_only, reason="this build of onnxruntime is for the CPU only", hint=GPU_HINT)
         return replace(host_only, devices=("cpu", *(f"cuda:{gpu.index}" for gpu in gpus)))
+
+    @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        assert isinstance(options, OnnxRuntimeOptions)
+        return onnxruntime_releases.distribution(options, kind)
+
+    @classmethod
+    def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
+        assert isinstance(options, OnnxRuntimeOptions)
+        return onnxruntime_releases.companions(options, kind)
+
+    @classmethod
+    def reads(cls, version: str) -> OnnxLimits | None:
+        return onnxruntime_releases.reads(version)
 
     @classmethod
     def check(cls, options: BackendOptions) -> None:

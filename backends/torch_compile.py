@@ -70,6 +70,10 @@ class TorchCompile(Backend):
     Options = TorchCompileOptions
 
     @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        return "torch"
+
+    @classmethod
     def probe(cls) -> Availability:
         return probe_torch()
 

@@ -11,22 +11,21 @@ from typing import Any
 
 import click
 import msgspec
-from tabulate import tabulate
 
 from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
-from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
+from harness.contradictions import refuse_conflicts, settled
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
+from harness.environments import preparing
 from harness.errors import StoreError, UsageError
-from harness.export import Recipe, ensure_artifact
+from harness.export import Recipe
 from harness.formats import Wanted
 from harness.history.keeping import keep
 from harness.history.location import locate
-from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
-from harness.paths import cache_root, make_folder, users_path
+from harness.paths import users_path
 from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
@@ -41,11 +40,6 @@ SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
 DEFAULT_MODEL = "resnet50"
 NAMED_WEIGHTS = ("seeded", "pretrained")
-RESUMABLE = {
-    "resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet",
-    "labels", "store",
-}  # fmt: skip
-"""What may be given beside `--resume`; everything else is part of what was asked for the first time."""
 
 
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
@@ -59,7 +53,7 @@ def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
     location = locate(given["store"])
-    folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
+    folder, run = _resumed(given, explicit) if given["resume"] else _started(settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
     with Narrator(quiet=given["quiet"]) as narrator:
@@ -90,47 +84,6 @@ def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]
         click.echo(f"interrupted; go on with: harness compare --resume {folder.path}", err=True)
         return INTERRUPTED, folder
     return exit_code(run), folder
-
-
-def refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
-    """Refuse options that were given beside others which they contradict.
-
-    Raises:
-        UsageError: It names two of them.
-    """
-    conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
-    conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
-    for one, other in conflicts:
-        if {one, other} <= explicit:
-            names = {"as_json": "--json", "format_": "--format", "devices": "--device", "card": "--for"}
-            raise UsageError(
-                f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
-            )
-    if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {
-            "models": "model",
-            "dims": "dim",
-            "shapes": "shape",
-            "devices": "device",
-            "card": "for",
-            "precisions": "precision",
-        }
-        flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
-        raise UsageError(f"--resume takes everything from the run; leave out {flags}")
-
-
-def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
-    """Return what was given, without what the command line overrides in a file of defaults."""
-    changes: dict[str, Any] = {}
-    if "suite" in explicit and "models" not in explicit:
-        changes["models"] = ()
-    if "models" in explicit and "suite" not in explicit:
-        changes["suite"] = None
-    if "devices" in explicit:
-        changes["target"] = changes["card"] = None
-    if "launches" in explicit and "quick" not in explicit:
-        changes["quick"] = False
-    return {**given, **changes}
 
 
 def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
@@ -177,6 +130,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
         input_sets=given["input_sets"],
         seed=given["seed"],
         threads=given["threads"] or environment.default_threads(pinned.cores),
+        pythons=preparing.parse_pythons(given["pythons"]),
         cpus=given["cpus"],
         cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
@@ -191,6 +145,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
     )
     variants = asked_variants(settings)
     pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
+    preparing.check(variants, settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     run = Run(
@@ -308,7 +263,7 @@ def machine_of(of: Environment) -> tuple[object, ...]:
 def run_show(name: str, out: Path, wanted: list[Wanted], *, verbose: bool) -> None:
     """Carry out `harness show`."""
     formats.check(wanted)
-    run = load_run(find_run(name, out))
+    run = ceilings.with_ceilings(load_run(find_run(name, out)))
     formats.emit(summarize(run), wanted)
     if verbose:
         _print_tracebacks(run)
@@ -319,54 +274,6 @@ def _print_tracebacks(run: Run) -> None:
         for name, failure in [(workload.key, workload.failure), *((case.id, case.failure) for case in workload.cases)]:
             if failure is not None and failure.traceback:
                 click.echo(f"\n{workload.key}, {name}:\n{failure.traceback}", err=True)
-
-
-def run_export(given: dict[str, Any]) -> None:
-    """Carry out `harness export`."""
-    specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())
-    if len(specs) > 1:
-        raise UsageError(f"harness export takes one model, and there are {len(specs)}")
-    spec = specs[0]
-    recipe = one_recipe(given, spec)
-    target: Path | None = given["to"]
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
-    if target is not None:
-        make_folder(target, "the folder", hint="choose another --to")
-    launcher = Launcher(
-        logs=cache_root() / "logs",
-        threads=given["threads"] or environment.default_threads(),
-        memory_limit_bytes=environment.default_memory_limit(),
-        timeout_s=3600.0,
-    )
-    with Narrator(quiet=given["quiet"]) as narrator, launcher:
-        narrator.doing(f"exporting {spec.label}")
-        artifact, cached = ensure_artifact(
-            recipe, launcher, on_progress=narrator.detail, say=narrator.done, refresh=given["refresh"]
-        )
-    if target is not None:
-        _copy(artifact, target)
-    manifest = artifact.manifest
-    checked = (
-        "unchecked: ONNX Runtime is not installed" if manifest.onnx_max_abs is None else f"{manifest.onnx_max_abs:.3g}"
-    )
-    click.echo(
-        tabulate(
-            [
-                ("folder", target or artifact.folder),
-                ("hash", artifact.hash),
-                ("parameters", f"{manifest.parameters:,}"),
-                ("opset", manifest.opset),
-                ("weights", manifest.weights),
-                ("inputs", ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in manifest.inputs[:4])),
-                ("export", "from the cache" if cached else f"{manifest.export_s:.1f} s"),
-                (f"largest difference to {manifest.reference}", checked),
-                ("reference deterministic", "yes" if manifest.deterministic else "no"),
-                ("float64 golden values", "yes" if manifest.golden else "no"),
-            ],
-            tablefmt="plain",
-        )
-    )
 
 
 def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
@@ -392,22 +299,6 @@ def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
         seed=given["seed"],
         opset=given["opset"],
     )
-
-
-def _copy(artifact: Artifact, target: Path) -> None:
-    try:
-        shutil.copytree(artifact.folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        shutil.copy2(artifact.folder / MANIFEST, target)  # last, as in the cache: what lacks it is not finished
-    except OSError as exc:
-        for path in target.iterdir():
-            path.unlink()
-        raise StoreError(f"the artifact cannot be copied to {target}: {_reason(exc)}") from exc
-
-
-def _reason(exc: OSError) -> str:
-    # `shutil.Error` holds a list of (source, destination, reason): the first says enough.
-    first = exc.args[0] if exc.args else exc
-    return str(first[0][2]) if isinstance(first, list) and first else exc.strerror or str(exc)
 
 
 def exit_code(run: Run) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from harness import protocol
 from harness.artifact import Artifact
 from harness.calibrating import Reader, calibration_sets
+from harness.domains import drop_idle
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
 from harness.halving import beyond, halved
@@ -50,6 +51,7 @@ def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
     how = {"fp16": _half, "bf16": _bfloat16, "int8": _quantized, "fp8": _quantized}[request.precision]
     with clock.stage("convert"):
         notes = how(source, target, request, progress)
+        _drop_idle_domains(target)
     return protocol.Converted(
         opset=_opset(target), seconds=clock.seconds["convert"], notes=notes, versions=library_versions(CONVERTERS)
     )
@@ -191,6 +193,14 @@ def _save(model: Any, path: Path, large: bool) -> None:  # a ModelProto, which i
     import onnx
 
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
+
+
+def _drop_idle_domains(path: Path) -> None:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    if drop_idle(model):
+        onnx.save(model, path)  # what lies beside it stays as it is
 
 
 def _opset(path: Path) -> int:

@@ -110,7 +110,9 @@ class Evaluation:
     def _answered(self, case: Case, seat: Seat, file: Path) -> tuple[np.ndarray | None, Accuracy | None]:
         worker: Worker | None = None
         try:
-            with self._launcher.start(f"{seat.slug}-accuracy", seat.environment, threads=seat.spec.threads) as worker:
+            with self._launcher.start(
+                f"{seat.slug}-accuracy", seat.environment, threads=seat.spec.threads, python=seat.python
+            ) as worker:
                 answers = self._ask(worker, seat, case.id)
         except StoreError:
             raise

@@ -22,6 +22,13 @@ seed = click.option(
 threads = click.option(
     "--threads", type=Whole(1, 1024), default=None, help="CPU threads.  [default: one a physical core]"
 )
+pythons = click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    metavar="BACKEND[@VERSION]=PATH",
+    help="Run a backend in an interpreter of your own; make the environment of a release from that one.",
+)
 cpus = click.option("--cpus", metavar="LIST", help="CPUs of the workers: 0-3,8, physical, physical:4, node0, ...")
 opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
 input_sets = click.option(

@@ -13,8 +13,9 @@ from tabulate import tabulate
 
 from harness import registry
 from harness.cli import INTERRUPTED, OK, cli
-from harness.commands import DEFAULT_MODEL, compared, refuse_conflicts
+from harness.commands import DEFAULT_MODEL, compared
 from harness.config import FILE
+from harness.contradictions import refuse_conflicts
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import Wanted
 from harness.plan import parse_variants
@@ -241,6 +242,6 @@ def _summarize(parts: Sequence[Part], codes: dict[tuple[str, ...], int]) -> None
         for part in parts
     ]
     click.echo(f"\n{tabulate(rows, headers=['suite', 'outcome'])}", err=True)
-    left = [name for part in parts if codes.get(part.suites, INTERRUPTED) == INTERRUPTED for name in part.suites]
+    left = [name for part in parts if part.suites not in codes for name in part.suites]
     if left:
-        click.echo(f"what is left: harness run {' '.join(left)}", err=True)
+        click.echo(f"what was not begun: harness run {' '.join(left)}", err=True)

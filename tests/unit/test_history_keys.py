@@ -13,6 +13,7 @@ from harness import environment
 from harness.history.deriving import points_of
 from harness.history.keys import common_causes, differing, machine_of
 from harness.history.points import Point, sortable
+from harness.interpreter import Interpreter
 from harness.modelspec import ModelSpec
 from harness.records import Project, Run
 from tests.example_history import a_run
@@ -47,6 +48,20 @@ def test_what_makes_another_series(run: Run, case: str, field: str, values: tupl
     other = of(run, case)
     assert other.series != BASE.series
     assert differing(BASE.key, other.key)[field] == values
+
+
+def test_a_release_that_was_asked_for_is_part_of_the_question() -> None:
+    asked = of(a_run(fields={"onnxruntime": {"release": "1.31.0"}}))
+    other = of(a_run(fields={"onnxruntime": {"release": "1.30.0"}}))
+    assert len({point.series for point in (BASE, asked, other)}) == 3
+    assert differing(asked.key, other.key) == {"release": ("1.31.0", "1.30.0")}
+
+
+def test_a_case_with_an_interpreter_of_its_own_has_that_ones_libraries() -> None:
+    interpreter = Interpreter(executable="/x/bin/python", version="3.10.4", packages={"numpy": "1.25.0"})
+    point = of(a_run(fields={"onnxruntime": {"interpreter": interpreter}}))
+    assert (point.circumstances.python, point.circumstances.others) == ("3.10.4", {"numpy": "1.25.0"})
+    assert of(a_run(), "eager").circumstances.others["numpy"] == "2.4.1"
 
 
 def test_options_and_machines_make_another_series() -> None:
@@ -102,6 +117,37 @@ def test_a_kernel_is_a_cause_on_one_machine_only_and_a_driver_anywhere() -> None
     same, other = (of(a_run(environment={**later, "hostname": host})).circumstances for host in ("bench-1", "bench-2"))
     assert common_causes(before, same) == {"driver": ("560.1", "570.1"), "kernel": ("Linux 6.1.0-18-amd64", "6.2")}
     assert common_causes(before, other) == {"driver": ("560.1", "570.1")}
+
+
+def test_state_of_the_processor_is_a_cause_too() -> None:
+    run = a_run(environment={"turbo": True, "microcode": "0x1"})
+    later = a_run(environment={"turbo": False, "microcode": "0x2"})
+    pinned = msgspec.structs.replace(
+        later, settings=msgspec.structs.replace(later.settings, cpus="0-1", cpu_set=[0, 1])
+    )
+    changed = {"turbo": ("on", "off"), "microcode": ("0x1", "0x2"), "cpus": ("all", "0-1")}
+    assert common_causes(of(run).circumstances, of(pinned).circumstances) == changed
+    assert common_causes(BASE.circumstances, of(run).circumstances) == {}, "what was unknown did not change"
+
+
+def test_load_and_clock_are_those_while_the_case_was_sampled() -> None:
+    (workload,) = a_run(launches=1, rounds=2).workloads
+    (launch,) = workload.launches
+    sittings = [
+        msgspec.structs.replace(
+            sitting,
+            windows=[
+                msgspec.structs.replace(window, others_cpu=number / 10, mhz=2000.0 + number)
+                for number, window in enumerate(sitting.windows, start=1 if sitting.case == "eager" else 4)
+            ],
+        )
+        for sitting in launch.sittings
+    ]
+    loaded = changed(a_run(), launches=[msgspec.structs.replace(launch, sittings=sittings)])
+    eager, other = of(loaded, "eager"), of(loaded)
+    assert [eager.others_cpu, other.others_cpu] == pytest.approx([0.15, 0.45])
+    assert [eager.mhz, other.mhz] == [2001.5, 2004.5]
+    assert (BASE.others_cpu, BASE.mhz) == (None, None)
 
 
 def test_times_of_day_sort_as_text() -> None:
