@@ -17,6 +17,7 @@ from harness import __version__, ceilings, clocks, doctor, environment, formats,
 from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
+from harness.conflicts import refuse_conflicts, settled
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.errors import StoreError, UsageError
@@ -41,11 +42,6 @@ SLICE_S = 0.1
 QUICK = {"launches": 1, "rounds": 5, "slice_s": 0.1}
 DEFAULT_MODEL = "resnet50"
 NAMED_WEIGHTS = ("seeded", "pretrained")
-RESUMABLE = {
-    "resume", "out", "budget", "launches", "timeout", "memory_limit", "format_", "as_json", "verbose", "quiet",
-    "labels", "store",
-}  # fmt: skip
-"""What may be given beside `--resume`; everything else is part of what was asked for the first time."""
 
 
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
@@ -59,7 +55,7 @@ def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
     location = locate(given["store"])
-    folder, run = _resumed(given, explicit) if given["resume"] else _started(_settled(given, explicit))
+    folder, run = _resumed(given, explicit) if given["resume"] else _started(settled(given, explicit))
     variants = asked_variants(run.settings)
     interrupted, broken = False, None
     with Narrator(quiet=given["quiet"]) as narrator:
@@ -90,47 +86,6 @@ def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]
         click.echo(f"interrupted; go on with: harness compare --resume {folder.path}", err=True)
         return INTERRUPTED, folder
     return exit_code(run), folder
-
-
-def refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
-    """Refuse options that were given beside others which they contradict.
-
-    Raises:
-        UsageError: It names two of them.
-    """
-    conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
-    conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
-    for one, other in conflicts:
-        if {one, other} <= explicit:
-            names = {"as_json": "--json", "format_": "--format", "devices": "--device", "card": "--for"}
-            raise UsageError(
-                f"{names.get(one, '--' + one)} and {names.get(other, '--' + other)} contradict each other; give one"
-            )
-    if given["resume"] and (extra := sorted(explicit - RESUMABLE)):
-        singular = {
-            "models": "model",
-            "dims": "dim",
-            "shapes": "shape",
-            "devices": "device",
-            "card": "for",
-            "precisions": "precision",
-        }
-        flags = ", ".join("--" + singular.get(name, name).replace("_", "-") for name in extra)
-        raise UsageError(f"--resume takes everything from the run; leave out {flags}")
-
-
-def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
-    """Return what was given, without what the command line overrides in a file of defaults."""
-    changes: dict[str, Any] = {}
-    if "suite" in explicit and "models" not in explicit:
-        changes["models"] = ()
-    if "models" in explicit and "suite" not in explicit:
-        changes["suite"] = None
-    if "devices" in explicit:
-        changes["target"] = changes["card"] = None
-    if "launches" in explicit and "quick" not in explicit:
-        changes["quick"] = False
-    return {**given, **changes}
 
 
 def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
