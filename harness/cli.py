@@ -268,7 +268,7 @@ def export(**given: Any) -> int:
       harness export --model resnet50 --batch 4 --to resnet50-b4
       harness export --model bert-base --dim sequence=512 --weights pretrained
     """
-    from harness.commands import run_export
+    from harness.exporting import run_export
 
     run_export(given)
     return OK

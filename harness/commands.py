@@ -11,10 +11,8 @@ from typing import Any
 
 import click
 import msgspec
-from tabulate import tabulate
 
 from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
-from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.conflicts import refuse_conflicts, settled
@@ -22,13 +20,12 @@ from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.errors import StoreError, UsageError
 from harness.evaluation import refuse_models
-from harness.export import Recipe, ensure_artifact
+from harness.export import Recipe
 from harness.formats import Wanted
 from harness.history.keeping import keep
 from harness.history.location import locate
-from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
-from harness.paths import cache_root, make_folder, users_path
+from harness.paths import users_path
 from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
@@ -297,54 +294,6 @@ def _print_tracebacks(run: Run) -> None:
                 click.echo(f"\n{workload.key}, {name}:\n{failure.traceback}", err=True)
 
 
-def run_export(given: dict[str, Any]) -> None:
-    """Carry out `harness export`."""
-    specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())
-    if len(specs) > 1:
-        raise UsageError(f"harness export takes one model, and there are {len(specs)}")
-    spec = specs[0]
-    recipe = one_recipe(given, spec)
-    target: Path | None = given["to"]
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
-    if target is not None:
-        make_folder(target, "the folder", hint="choose another --to")
-    launcher = Launcher(
-        logs=cache_root() / "logs",
-        threads=given["threads"] or environment.default_threads(),
-        memory_limit_bytes=environment.default_memory_limit(),
-        timeout_s=3600.0,
-    )
-    with Narrator(quiet=given["quiet"]) as narrator, launcher:
-        narrator.doing(f"exporting {spec.label}")
-        artifact, cached = ensure_artifact(
-            recipe, launcher, on_progress=narrator.detail, say=narrator.done, refresh=given["refresh"]
-        )
-    if target is not None:
-        _copy(artifact, target)
-    manifest = artifact.manifest
-    checked = (
-        "unchecked: ONNX Runtime is not installed" if manifest.onnx_max_abs is None else f"{manifest.onnx_max_abs:.3g}"
-    )
-    click.echo(
-        tabulate(
-            [
-                ("folder", target or artifact.folder),
-                ("hash", artifact.hash),
-                ("parameters", f"{manifest.parameters:,}"),
-                ("opset", manifest.opset),
-                ("weights", manifest.weights),
-                ("inputs", ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in manifest.inputs[:4])),
-                ("export", "from the cache" if cached else f"{manifest.export_s:.1f} s"),
-                (f"largest difference to {manifest.reference}", checked),
-                ("reference deterministic", "yes" if manifest.deterministic else "no"),
-                ("float64 golden values", "yes" if manifest.golden else "no"),
-            ],
-            tablefmt="plain",
-        )
-    )
-
-
 def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
     """Return what is exported for a command that takes one model at one shape.
 
@@ -368,22 +317,6 @@ def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
         seed=given["seed"],
         opset=given["opset"],
     )
-
-
-def _copy(artifact: Artifact, target: Path) -> None:
-    try:
-        shutil.copytree(artifact.folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        shutil.copy2(artifact.folder / MANIFEST, target)  # last, as in the cache: what lacks it is not finished
-    except OSError as exc:
-        for path in target.iterdir():
-            path.unlink()
-        raise StoreError(f"the artifact cannot be copied to {target}: {_reason(exc)}") from exc
-
-
-def _reason(exc: OSError) -> str:
-    # `shutil.Error` holds a list of (source, destination, reason): the first says enough.
-    first = exc.args[0] if exc.args else exc
-    return str(first[0][2]) if isinstance(first, list) and first else exc.strerror or str(exc)
 
 
 def exit_code(run: Run) -> int:
