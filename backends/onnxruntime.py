@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from backends import cuda_device, onnxruntime_providers
+from backends import cuda_device, onnxruntime_providers, onnxruntime_releases
 from backends.onnxruntime_libraries import RTX_PACKAGE, TENSORRT_PACKAGE, installed
 from backends.onnxruntime_opening import Opening
-from backends.onnxruntime_providers import CPU, CUDA, GPU_HINT, HINT, RTX, SUPPORTED, TENSORRT, OnnxRuntimeOptions
+from backends.onnxruntime_providers import (
+    CPU,
+    CUDA,
+    GPU_HINT,
+    HINT,
+    LACKS,
+    RTX,
+    SUPPORTED,
+    TENSORRT,
+    OnnxRuntimeOptions,
+)
 from backends.onnxruntime_session import GRAPH, OnnxRuntimeSession
-from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, SavedEngine
+from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, OnnxLimits, SavedEngine
 from harness.errors import UnavailableError, UnsupportedError
 
 
@@ -19,7 +29,9 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     summary = "ONNX Runtime (CPU, CUDA, TensorRT and TensorRT-RTX execution providers)"
-    capabilities = Capabilities(source="onnx", devices=("cpu", "cuda"), precisions=SUPPORTED, dynamic_shapes=True)
+    capabilities = Capabilities(
+        source="onnx", devices=("cpu", "cuda"), precisions=SUPPORTED, lacks=LACKS, dynamic_shapes=True
+    )
     modules = ("onnxruntime",)
     Options = OnnxRuntimeOptions
 
@@ -43,6 +55,20 @@ class OnnxRuntime(Backend):
         if CUDA not in built and not plugin:
             return replace(host_only, reason="this build of onnxruntime is for the CPU only", hint=GPU_HINT)
         return replace(host_only, devices=("cpu", *(f"cuda:{gpu.index}" for gpu in gpus)))
+
+    @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        assert isinstance(options, OnnxRuntimeOptions)
+        return onnxruntime_releases.distribution(options, kind)
+
+    @classmethod
+    def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
+        assert isinstance(options, OnnxRuntimeOptions)
+        return onnxruntime_releases.companions(options, kind)
+
+    @classmethod
+    def reads(cls, version: str) -> OnnxLimits | None:
+        return onnxruntime_releases.reads(version)
 
     @classmethod
     def check(cls, options: BackendOptions) -> None:

@@ -22,6 +22,14 @@ from harness.api import Availability, Backend, BackendOptions, Capabilities, Com
 from harness.errors import CompileError, HarnessError, RunError, UnavailableError, UnsupportedError, UsageError
 
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
+PINNED_FOR = "0.27."
+_FLOAT32 = "it computes a quantised graph in float32, between quantising and its inverse"
+_TRIED = "its narrow kernels were tried on a CPU only"
+LACKS = {
+    "cpu": {"bf16": "its normalisations know no bfloat16", "int8": _FLOAT32, "fp8": _FLOAT32},
+    "cuda": {"fp16": _TRIED, "bf16": _TRIED, "int8": _FLOAT32, "fp8": _FLOAT32},
+}
+"""Device kind -> precision -> why it is not offered."""
 
 
 class Options(BackendOptions, frozen=True, kw_only=True):
@@ -54,6 +62,8 @@ class TVM(Backend):
     capabilities = Capabilities(
         source="onnx",
         devices=("cpu", "cuda"),
+        precisions={"cpu": ("fp32", "fp16")},
+        lacks=LACKS,
         dynamic_shapes=True,
         compile_targets=tvm_cuda.TARGETS,
     )
@@ -91,6 +101,24 @@ class TVM(Backend):
             reason = f"it cannot use a GPU: {type(exc).__name__}: {exc}"
             return Availability(available=True, versions=versions, devices=("cpu",), reason=reason)
         return Availability(available=True, versions=versions, devices=("cpu", *devices))
+
+    @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        return "apache-tvm"
+
+    @classmethod
+    def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
+        """Return what importing a graph, tuning and compiling for a GPU take; TVM's wheel names only a part of it."""
+        own = (PINNED_FFI,) if version.startswith(PINNED_FOR) else ()
+        return (
+            *own,
+            "onnx",
+            "cloudpickle",
+            "filelock",
+            "psutil",
+            "scipy",
+            *(("cuda-bindings",) if kind == "cuda" else ()),
+        )
 
     @classmethod
     def check(cls, options: BackendOptions) -> None:

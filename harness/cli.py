@@ -17,26 +17,46 @@ from typing import Any, NoReturn
 import click
 
 from harness import __version__, options, registry
+from harness.bisect.cli import bisect
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.claims_command import claims
 from harness.cli_drift import localize, sensitivity
+from harness.cli_profile import profile
+from harness.environments.cli import env
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
 from harness.history.cli_check import check
+from harness.history.publish_command import publish
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
+from harness.plotting_command import plot
 from harness.suite_cli import init, run
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+SECTIONS = {
+    "Compare": ("compare", "run", "init", "show", "plot", "recommend"),
+    "Look closer": ("profile", "localize", "sensitivity", "ceilings", "claims"),
+    "Track regressions": ("history", "check", "trends", "diff", "baseline", "bisect", "publish", "import", "sync"),
+    "What there is": ("backends", "models", "export", "doctor", "env", "cache"),
+}
+"""The commands in the order in which a newcomer meets them."""
+
+
 class _Commands(click.Group):
-    """Lists commands in the order in which a newcomer meets them, and suggests near misses."""
+    """Lists commands section by section, and suggests near misses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return [name for names in SECTIONS.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit)) for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -101,8 +121,9 @@ def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     multiple=True,
     default=["all"],
     show_default="all",
-    help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
+    help="Comma-separated; version after @, options after a colon: onnxruntime@1.24.4,tvm:trials=64,tuning_seconds=60",
 )
+@options.pythons
 @precision
 @labelled
 @placement
@@ -169,6 +190,7 @@ def compare(**given: Any) -> int:
       harness compare --model yolov8n,yolov8s --batch 1,4,16 --dynamic --backends eager,onnxruntime
       harness compare --suite nlp --backends eager,onnxruntime,torch-compile
       harness compare --model minilm-l6 --precision fp32,fp16,int8 --backends all
+      harness compare --backends onnxruntime@1.24.4,onnxruntime@1.31.1 --baseline onnxruntime@1.24.4
       harness compare --model digits --dataset digits --precision fp32,int8 --backends all
       harness compare --model resnet50 --weights pretrained --dataset folder:imagenet/val --backends all
       harness compare --model yolov8x --target sm_89
@@ -178,7 +200,8 @@ def compare(**given: Any) -> int:
 
     \b
     --backends is a comma-separated list. A token with "=" before any ":" is an option of the backend to its
-    left, every other token starts a backend; "all" is every backend. The same backend may come several times.
+    left, every other token starts a backend; "all" is every backend. The same backend may come several times. With
+    a version, that release is installed into an environment of its own, once, and measured there.
 
     \b
     Exit codes: 0 all asked for is ok, 1 outputs drifted, 2 wrong usage, 3 a case asked for by name has no
@@ -207,10 +230,6 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
 
     run_show(run, out, [Wanted("json", None)] if as_json else format_, verbose=verbose)
     return OK
-
-
-for _command in (run, init, recommend):
-    cli.add_command(_command)
 
 
 @cli.command()
@@ -289,16 +308,14 @@ def doctor(as_json: bool) -> int:
     return OK
 
 
-cli.add_command(ceilings)
-cli.add_command(claims)
-
-
 @cli.command()
 @click.argument("action", type=click.Choice(["show", "clear"]), default="show")
 @click.option("--exports", is_flag=True, help="Only exported models.")
 @click.option("--engines", is_flag=True, help="Only saved engines.")
 @click.option("--backends", "backends_", is_flag=True, help="Only what backends keep, such as tuning databases.")
-def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
+@click.option("--environments", is_flag=True, help="Only environments of single releases; see harness env.")
+@click.option("--bisects", is_flag=True, help="Only what bisects remember of pairs of releases.")
+def cache(action: str, exports: bool, engines: bool, backends_: bool, environments: bool, bisects: bool) -> int:
     """Show the size of the cache, or clear it. Engines of a running comparison are kept.
 
     \b
@@ -309,11 +326,15 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     from harness.housekeeping import run_cache
 
     chosen = {"exports": exports, "engines": engines, "backends": backends_}
+    chosen |= {"environments": environments, "bisects": bisects}
     run_cache(action, [name for name, wanted in chosen.items() if wanted] or list(chosen))
     return OK
 
 
-for _command in (localize, sensitivity, check, *history.COMMANDS):
+_COMPARING = (run, init, plot, recommend)
+_LOOKING = (profile, localize, sensitivity, ceilings, claims)
+_TRACKING = (check, bisect, publish, *history.COMMANDS)
+for _command in (*_COMPARING, *_LOOKING, *_TRACKING, env):
     cli.add_command(_command)
 
 

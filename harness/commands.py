@@ -15,11 +15,11 @@ import msgspec
 from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
-from harness.conflicts import refuse_conflicts, settled
+from harness.contradictions import refuse_conflicts, settled
 from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
+from harness.environments import preparing
 from harness.errors import StoreError, UsageError
-from harness.evaluation import refuse_models
 from harness.export import Recipe
 from harness.formats import Wanted
 from harness.history.keeping import keep
@@ -30,6 +30,7 @@ from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
 from harness.records import Environment, Run, Settings
+from harness.sources import calibration_source, dataset_source
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -106,6 +107,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
+    dataset = dataset_source(given["dataset"], specs) if given["dataset"] else None
     settings = Settings(
         models=models,
         suite=given["suite"],
@@ -114,10 +116,10 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=calibration_path(given["calibration"]),
+        calibration=calibration_source(given["calibration"], specs, dataset),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
-        dataset=_dataset(given["dataset"], specs),
+        dataset=dataset,
         max_samples=given["max_samples"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
@@ -128,6 +130,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
         input_sets=given["input_sets"],
         seed=given["seed"],
         threads=given["threads"] or environment.default_threads(pinned.cores),
+        pythons=preparing.parse_pythons(given["pythons"]),
         cpus=given["cpus"],
         cpu_set=sorted(pinned.cpus),
         opset=given["opset"],
@@ -142,6 +145,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
     )
     variants = asked_variants(settings)
     pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
+    preparing.check(variants, settings)
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
     run = Run(
@@ -175,28 +179,6 @@ def begun(run: Run, out: Path, label: str) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
-
-
-def calibration_path(path: str | None) -> str | None:
-    """Return the absolute path of the user's calibration inputs.
-
-    Raises:
-        UsageError: They are not there.
-    """
-    if path is None:
-        return None
-    if not users_path(path).exists():
-        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
-    return str(users_path(path))
-
-
-def _dataset(text: str | None, specs: list[ModelSpec]) -> str | None:
-    if text is None:
-        return None
-    kind, colon, paths = text.partition(":")
-    absolute = ",".join(str(users_path(path)) for path in paths.split(",")) if paths else ""
-    refuse_models(f"{kind}{colon}{absolute}", specs)
-    return f"{kind}{colon}{absolute}"
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:
@@ -281,7 +263,7 @@ def machine_of(of: Environment) -> tuple[object, ...]:
 def run_show(name: str, out: Path, wanted: list[Wanted], *, verbose: bool) -> None:
     """Carry out `harness show`."""
     formats.check(wanted)
-    run = load_run(find_run(name, out))
+    run = ceilings.with_ceilings(load_run(find_run(name, out)))
     formats.emit(summarize(run), wanted)
     if verbose:
         _print_tracebacks(run)

@@ -19,6 +19,7 @@ from harness.cases import blank_case
 from harness.compiling import Compiled, Compiler
 from harness.conversion import Calibration, ensure_converted
 from harness.engines import EngineStore
+from harness.environments.preparing import Interpreters, prepare
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.evaluation import Evaluation, answers_folder
 from harness.export import Recipe, ensure_artifact, is_exported
@@ -51,6 +52,7 @@ class Comparison:
         self._converted: dict[tuple[Path, str], Artifact | HarnessError] = {}
         self._failed: dict[Path, Case] = {}
         self._evaluations: dict[str, Evaluation] = {}
+        self._interpreters: Interpreters = {}
         self._path = folder.path
         self._launcher = Launcher(
             logs=folder.logs,
@@ -79,6 +81,7 @@ class Comparison:
         with self._launcher, EngineStore(self.run.id) as engines, aside(self._launcher.cpus):
             try:
                 self._ledger.update(state="running")
+                self._interpreters = self._prepare()
                 pages = [self._ledger.page(index) for index in range(len(self.run.workloads))]
                 artifacts = [self._export(page) for page in pages]
                 work = [(page, artifact) for page, artifact in zip(pages, artifacts, strict=True) if artifact]
@@ -92,6 +95,9 @@ class Comparison:
                     self._ledger.update(state="interrupted")
                 raise
         return self.run
+
+    def _prepare(self) -> Interpreters:
+        return prepare(self._variants, self._settings, self.run.id, self._launcher.logs, self._say)
 
     def _one_by_one(self, work: Sequence[tuple[Page, Artifact]], engines: EngineStore) -> None:
         for number, (page, artifact) in enumerate(work, 1):
@@ -118,11 +124,19 @@ class Comparison:
                 raise
 
     def _compare(self, page: Page, artifact: Artifact, engines: EngineStore) -> None:
-        evaluation = self._evaluations.get(page.workload.key)
         compiled = self._compile(page, artifact, engines)
+        self._work(page, artifact, compiled)
+        self._tidy(page, engines)
+
+    def _work(self, page: Page, artifact: Artifact, compiled: dict[str, Compiled]) -> None:
+        """Do with the engines what they were compiled for."""
         Measuring(page, artifact, self._settings, self._launcher, self._say).measure(compiled)
+        evaluation = self._evaluations.get(page.workload.key)
         if evaluation is not None:
             evaluation.run(compiled)
+
+    def _tidy(self, page: Page, engines: EngineStore) -> None:
+        """Keep engines that run, the newest of each kind."""
         for case in page.workload.cases:
             sound = case.failure is None or case.status == "drifted"
             for folder in [build.engine for build in case.builds] or [case.engine or ""]:
@@ -284,6 +298,7 @@ class Comparison:
             dynamic=lambda: self._dynamic_artifact(page.workload, artifact),
             converted=lambda graph, precision: self._in_precision(page, graph, precision),
             failed=self._failed,
+            interpreters=self._interpreters,
         )
         done = {case.id: case for case in page.workload.cases}
         order = [variant.id for variant in self._variants]

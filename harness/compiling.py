@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -16,7 +17,9 @@ from harness.api import Backend
 from harness.artifact import Artifact, sha256
 from harness.cases import blank_case
 from harness.engines import FILES, MANIFEST, Engine, EngineStore, backend_cache
+from harness.environments.preparing import Interpreters, release_in
 from harness.errors import (
+    EnvironmentFailed,
     ExportError,
     HarnessError,
     OutOfMemory,
@@ -25,7 +28,9 @@ from harness.errors import (
     UnsupportedError,
 )
 from harness.grouping import NONE, Memory
+from harness.interpreter import Interpreter
 from harness.launcher import Launcher, OnProgress, Worker
+from harness.lowering import readable
 from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
 from harness.precisions import CONVERTED
@@ -66,13 +71,16 @@ class Compiler:
         dynamic: Callable[[], Artifact],
         converted: Callable[[Artifact, str], Artifact],
         failed: dict[Path, Case],
+        interpreters: Interpreters = MappingProxyType({}),
     ) -> None:
         """Take what all cases of a workload share.
 
         `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free, `converted` an artifact's
         graph in another precision; they are asked for only where a case wants them, and may raise. `failed` remembers,
         from one point of the sweep to the next, which of the engines for all of it could not be compiled.
+        `interpreters` has those of the cases that run in another than harness does.
         """
+        self._interpreters = interpreters
         self._failed = failed
         self._artifact = artifact
         self._dynamic = dynamic
@@ -82,7 +90,6 @@ class Compiler:
         self._launcher = launcher
         self._engines = engines
         self._on_progress = on_progress
-        self._machine = f"{environment.cpu_model()} {launcher.python}"
 
     def compile(self, variant: Variant) -> Compiled:
         """Compile a variant as often as asked; whatever goes wrong becomes the case's status and failure."""
@@ -98,6 +105,9 @@ class Compiler:
         return self._settings.builds if registry.backend(variant.backend).capabilities.saves_engines else 1
 
     def _compile(self, variant: Variant, build: int) -> Compiled:
+        if isinstance(lacking := self._interpreters.get(variant.id), EnvironmentFailed):
+            log = Path(lacking.log) if lacking.log else None
+            return Compiled(case=self.refused(variant, lacking.status, describe(lacking, "environment", log)))
         try:
             spec, seat, case = self.describe(variant, build)
         except (ExportError, OutOfMemory, UnsupportedError) as exc:  # there is no such graph
@@ -152,6 +162,10 @@ class Compiler:
         graph = self._dynamic() if dynamic else self._artifact
         if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
             graph = self._converted(graph, case.precision)
+        interpreter = self._interpreter(variant)
+        if kind.capabilities.source == "onnx":
+            release = release_in(variant, interpreter, devices.kind(case.device))
+            graph = readable(graph, kind, release, self._launcher)
         threads = case.threads
         spec = CaseSpec(
             backend=variant.backend,
@@ -166,31 +180,38 @@ class Compiler:
             engine_dir="",
             cache_dir=str(backend_cache(variant.backend, build)),
         )
-        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind)) / FILES
+        folder = self._engines.folder(spec, variant.id, _identity(graph), self._built_by(kind, interpreter)) / FILES
         spec = msgspec.structs.replace(spec, engine_dir=str(folder))
         seat = Seat(
             case=variant.id,
             spec=spec,
             environment=kind.environment(options, folder, threads),
             slug=f"{_slug(self._workload.key)}-{variant.slug}",
+            python=interpreter.executable if interpreter else None,
         )
         return spec, seat, case
+
+    def _interpreter(self, variant: Variant) -> Interpreter | None:
+        found = self._interpreters.get(variant.id)
+        return found if isinstance(found, Interpreter) else None
 
     @staticmethod
     def _offers(kind: type[Backend], case: Case) -> bool:
         # What a backend lacks is refused before it is started: no graph is converted for it.
         return case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
 
-    def _built_by(self, kind: type[Backend]) -> str:
+    def _built_by(self, kind: type[Backend], interpreter: Interpreter | None) -> str:
         """Return what an engine is found again by beside its case: processor, interpreter, the backend's own code."""
-        return "\n".join([self._machine, *map(sha256, source_files(kind))])
+        python = interpreter.executable if interpreter else self._launcher.python
+        return "\n".join([f"{environment.cpu_model()} {python}", *map(sha256, source_files(kind))])
 
     def refused(self, variant: Variant, status: str, failure: Failure) -> Case:
         """Return the case of a variant that there is nothing to compile for."""
         return msgspec.structs.replace(self._case(variant), status=status, failure=failure)
 
     def _case(self, variant: Variant) -> Case:
-        return blank_case(self._settings, self._workload, variant)
+        case = blank_case(self._settings, self._workload, variant)
+        return msgspec.structs.replace(case, interpreter=self._interpreter(variant))
 
     def resumed(self, variant: Variant, case: Case) -> Compiled | None:
         """Return a case that an interrupted run has compiled, or None where its engine is gone."""
@@ -229,7 +250,9 @@ class Compiler:
 
     def _build(self, seat: Seat, attempt: _Attempt) -> Engine:
         refusals.refuse_unsupported(seat.spec, self._settings.device_chosen)
-        with self._launcher.start(attempt.log.stem, seat.environment, threads=seat.spec.threads) as worker:
+        with self._launcher.start(
+            attempt.log.stem, seat.environment, threads=seat.spec.threads, python=seat.python
+        ) as worker:
             try:
                 return self._steps(seat.spec, worker, attempt)
             finally:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
 from harness import protocol
-from harness.artifact import MANIFEST, Artifact, sha256
+from harness.artifact import Artifact, Manifest, sha256
+from harness.datasets import KINDS
+from harness.derived import ensure_derived, named
 from harness.environment import library_versions
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
-from harness.export import exports_root
 from harness.launcher import Launcher, OnProgress
-from harness.paths import FREE_SPACE, link_or_copy, make_folder, write_atomically
+from harness.paths import FREE_SPACE
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
-TENSORS = ("inputs-*.safetensors", "reference-*.safetensors", "golden-*.safetensors")
-WORKER_HALF = ("converter", "inputs", "images", "masks", "narrowing", "weights")
+WORKER_HALF = (
+    "calibrating",
+    "converter",
+    "datasets",
+    "domains",
+    "halving",
+    "inputs",
+    "images",
+    "masks",
+    "narrowing",
+    "quantising",
+    "weights",
+)
 """Modules of ours on which every conversion depends."""
 
 
@@ -29,7 +38,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the scales of a quantised graph are found."""
 
     source: str | None = None
-    """Absolute path of the user's own calibration inputs; None: drawn as the judged ones are, from another seed."""
+    """The user's own calibration inputs, as `harness.sources` has them; None: drawn, from another seed."""
     samples: int = 64
     method: str = "minmax"
 
@@ -57,35 +66,16 @@ def ensure_converted(
         StoreError: The cache cannot be written.
     """
     assert precision in PRECISIONS
-    root = make_folder(exports_root(), "the cache folder")
-    folder = root / f"{artifact.folder.name[:60]}-{precision}-{_key(artifact, precision, calibration, keep)}"
-    with FileLock(root / f"{folder.name}.lock"):
-        if folder.exists():
-            try:
-                return Artifact.open(folder, verify=True), True
-            except StoreError:
-                shutil.rmtree(folder, ignore_errors=True)
-        for stale in root.glob(f"{folder.name}.part-*"):
-            shutil.rmtree(stale, ignore_errors=True)  # of a process that was killed: we hold the lock
-        part = root / f"{folder.name}.part-{os.getpid()}"
-        try:
-            part.mkdir()
-            # Graphs that differ only in what they keep share their scales, and one calibration.
-            shared = root / f"{artifact.folder.name[:60]}-{_key(artifact, precision, calibration, ())}.ranges"
-            ranges = str(shared) if keep and precision == "int8" else None
-            converted = _convert_into(
-                part, artifact, precision, calibration, launcher, weights, keep, ranges, on_progress
-            )
-            for file in TENSORS:
-                for path in artifact.folder.glob(file):
-                    link_or_copy(path, part / path.name)
-            write_atomically(part / MANIFEST, msgspec.json.encode(_manifest(artifact, precision, converted, part)))
-            part.rename(folder)
-        except OSError as exc:
-            raise StoreError(f"the {precision} graph cannot be written to {folder}: {exc.strerror}") from exc
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return Artifact.open(folder), False
+    folder = named(artifact, f"{precision}-{_key(artifact, precision, calibration, keep)}")
+    # Graphs that differ only in what they keep share their scales, and one calibration.
+    shared = named(artifact, f"{_key(artifact, precision, calibration, ())}.ranges")
+    ranges = str(shared) if keep and precision == "int8" else None
+
+    def make(part: Path) -> Manifest:
+        converted = _convert_into(part, artifact, precision, calibration, launcher, weights, keep, ranges, on_progress)
+        return _manifest(artifact, precision, converted)
+
+    return ensure_derived(artifact, folder, precision, make)
 
 
 def _convert_into(
@@ -130,16 +120,14 @@ def _convert_into(
         raise failure from exc
 
 
-def _manifest(artifact: Artifact, precision: str, converted: protocol.Converted, part: Path) -> object:
+def _manifest(artifact: Artifact, precision: str, converted: protocol.Converted) -> Manifest:
     return msgspec.structs.replace(
         artifact.manifest,
         precision=precision,
-        module=False,
         opset=converted.opset,
         export_s=converted.seconds,
         versions={**artifact.manifest.versions, **converted.versions},
         notes=converted.notes,
-        files={path.name: sha256(path) for path in sorted(part.iterdir()) if path.is_file()},
     )
 
 
@@ -156,6 +144,18 @@ def _contents(source: str | None) -> list[str]:
     """Return the digests of the user's calibration files: one that changed makes another graph."""
     if source is None:
         return []
-    path = Path(source)
-    files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
-    return [source, *(f"{one.name} {sha256(one)}" for one in files)]
+    kind, _, rest = source.partition(":")
+    if kind not in KINDS:
+        path = Path(source)
+        files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+        return [source, *(f"{one.name} {sha256(one)}" for one in files)]
+    # A data set may be all of ImageNet: the files of a folder are told by size and time, single ones by content.
+    told = [source]
+    for path in map(Path, rest.split(",")):
+        told += map(_told, sorted(path.rglob("*"))) if path.is_dir() else [f"{path.name} {sha256(path)}"]
+    return told
+
+
+def _told(file: Path) -> str:
+    status = file.stat()
+    return f"{file} {status.st_size} {status.st_mtime_ns}"

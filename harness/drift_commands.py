@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import tempfile
@@ -14,12 +15,13 @@ from typing import Any
 import click
 import msgspec
 
-from harness import environment
+from harness import devices, environment
 from harness.artifact import Artifact
 from harness.cli import GATE_FAILED, NO_RESULT, OK
-from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
+from harness.commands import DEFAULT_MODEL, one_recipe
 from harness.conversion import Calibration, ensure_converted
 from harness.devices import AUTO, parse_devices
+from harness.environments.preparing import check_variant, ensure_variant
 from harness.errors import UsageError
 from harness.export import ensure_artifact
 from harness.launcher import Launcher
@@ -30,6 +32,7 @@ from harness.plan import Variant, parse_variants
 from harness.precisions import CONVERTED, PRECISIONS, parse_precisions
 from harness.probing import Asked, Bench, GraphLab
 from harness.progress import Narrator
+from harness.sources import calibration_source
 from harness.store import RunFolder
 from harness.trials import Advising
 from harness.trials import text as advice_text
@@ -127,19 +130,19 @@ def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
     if len(specs) > 1:
         raise UsageError(f"harness {what} takes one model, and there are {len(specs)}")
     recipe = one_recipe(given, specs[0])
-    devices = parse_devices(given["devices"], [gpu["name"] for gpu in environment.gpus()])
-    if len(devices) > 1:
-        raise UsageError(f"harness {what} takes one device, and there are {len(devices)}")
+    chosen = parse_devices(given["devices"], [gpu["name"] for gpu in environment.gpus()])
+    if len(chosen) > 1:
+        raise UsageError(f"harness {what} takes one device, and there are {len(chosen)}")
     threads = variant.parsed().threads or given["threads"] or environment.default_threads()
     limit = given["memory_limit"]
     asked = Asked(
         variant=variant,
         precision=precision,
-        device=devices[0],
+        device=chosen[0],
         device_chosen=given["devices"] != AUTO,
         threads=threads,
         calibration=Calibration(
-            source=calibration_path(given["calibration"]),
+            source=calibration_source(given["calibration"], specs),
             samples=given["calibration_samples"],
             method=given["calibration_method"],
         ),
@@ -148,6 +151,10 @@ def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
     with Narrator(quiet=given["quiet"]) as narrator, tempfile.TemporaryDirectory(prefix="harness-cuts-") as scratch:
         # Before a folder is made: what cannot be leaves nothing behind.
         Bench(asked, _launcher(Path(scratch), asked, given, limit), Path(scratch), narrator.detail).refuse()
+        kind = devices.kind(asked.device)
+        if variant.release is not None:
+            check_variant(variant, kind, None)
+            asked = dataclasses.replace(asked, interpreter=ensure_variant(variant, kind, None, narrator))
         folder = RunFolder.create(given["out"], f"{what}-{specs[0].label}")
         with _launcher(folder.logs, asked, given, limit) as launcher:
             narrator.doing(f"exporting {specs[0].label}")

@@ -51,6 +51,19 @@ class UnavailableError(HarnessError):
     status = "unavailable"
 
 
+class EnvironmentFailed(UnavailableError):
+    """An environment for one release of a backend cannot be made. `log` holds what the installer said."""
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines of the log."""
+        from pathlib import Path
+
+        from harness.logs import log_tail
+
+        return log_tail(Path(self.log)) if self.log else ""
+
+
 class UnsupportedError(HarnessError):
     """The backend works here but cannot do what the case asks."""
 

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from harness import doctor
 from harness.engines import any_in_use, delete_unless_in_use, engines_root
+from harness.environments.managing import clear_all
 from harness.errors import StoreError, UsageError
 from harness.paths import cache_root, folder_bytes
 
@@ -41,16 +42,18 @@ def run_cache(action: str, parts: list[str]) -> None:
             raise UsageError(
                 "a comparison is running and needs what is in the cache", hint="wait for it, or clear --engines only"
             )
-        kept = 0
+        kept = []
         for part in parts:
             if part == "engines":
-                kept = _clear_engines()
+                kept += [f"{count} engine(s)"] if (count := _clear_engines()) else []
+            elif part == "environments":
+                kept += [f"{count} environment(s)"] if (count := clear_all()) else []
             else:
                 shutil.rmtree(root / part, ignore_errors=True)
                 if (root / part).exists():
                     raise StoreError(f"{root / part} cannot be deleted", hint="it may be in use, or not yours")
         shutil.rmtree(root / "logs", ignore_errors=True)
-        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {kept} engine(s) in use" if kept else ""))
+        click.echo(f"cleared {', '.join(parts)} in {root}" + (f"; kept {' and '.join(kept)} in use" if kept else ""))
         return
     click.echo(
         tabulate([(part, f"{folder_bytes(root / part) / 2**20:.1f}") for part in parts], headers=[str(root), "MiB"])

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 import psutil
 
-from harness import pinning, protocol
+from harness import pinning, protocol, surroundings
 from harness.errors import (
     BY_STATUS,
     FallbackError,
@@ -35,19 +35,17 @@ from harness.errors import (
 )
 from harness.logs import log_tail
 from harness.paths import FREE_SPACE
+from harness.surroundings import MARK
 from harness.topology import as_list
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 OnProgress = Callable[[protocol.Progress], None]
 
 BOOT = Path(__file__).resolve().parent.parent / "_harness_boot.py"
-MARK = "HARNESS_WORKER"
-"""Environment variable that every process below a worker inherits: what escapes the tree is found by it."""
 WATCH_EVERY_S = 0.2
 CLOSE_WITHIN_S = 10.0
 KILLED_WITHIN_S = 1.0
 KILL_LOOKS = 5
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Worker:
@@ -114,16 +112,10 @@ class Worker:
         self.close(kindly=kind is None)
 
     def _environment(self, extra: Mapping[str, str], threads: int) -> dict[str, str]:
-        elsewhere = pinning.OWN_WILL if self._cpus else ()
-        return {
-            **{name: value for name, value in os.environ.items() if name not in elsewhere},
-            **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-            "PYTHONUNBUFFERED": "1",
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the driver's tools count: `cuda:0` is the card that is watched
-            "TMPDIR": str(self._scratch),  # what a compiler leaves behind goes away with the worker
-            MARK: self._mark,
-            **extra,
-        }
+        without = pinning.OWN_WILL if self._cpus else ()
+        return surroundings.variables(
+            extra, threads=threads, scratch=str(self._scratch), mark=self._mark, without=without
+        )
 
     def call(
         self,
@@ -409,15 +401,22 @@ class Launcher:
         for worker in self._workers:
             worker.close(kindly=False)
 
-    def start(self, name: str, environment: Mapping[str, str] | None = None, *, threads: int | None = None) -> Worker:
-        """Start a worker whose libraries' output goes to `<logs>/<name>.log`.
+    def start(
+        self,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        threads: int | None = None,
+        python: str | None = None,
+    ) -> Worker:
+        """Start a worker whose libraries' output goes to `<logs>/<name>.log`; `python` is another interpreter for it.
 
         Raises:
             WorkerCrashed: The interpreter cannot be started.
             StoreError: The log or the scratch folder cannot be written.
         """
         worker = Worker(
-            python=self.python,
+            python=python or self.python,
             log=self.logs / f"{name}.log",
             environment=environment or {},
             threads=threads or self.threads,

@@ -127,7 +127,9 @@ class Measuring:
             return True
         # Beyond what was asked for only for precision, never because a difference shows.
         return (
-            not settings.quick and launches < LAUNCHES_AT_MOST * settings.launches and not precise(self._page.workload)
+            not settings.quick
+            and launches < LAUNCHES_AT_MOST * settings.launches
+            and not precise(self._page.workload, settings.precise_to)
         )
 
     def _alive(self) -> set[str]:

@@ -1,12 +1,13 @@
 """What the user asked for, as cases. The grammar of `--backends` is defined here.
 
     items   = item ("," item)*
-    item    = "all" | name [":" option ("," option)*]
+    item    = "all" | name ["@" version] [":" option ("," option)*]
     option  = key "=" value
 
 A comma separates both items and options without ambiguity: a token in which `=` comes before any `:` is an
 option of the item to its left; every other token starts an item. Values hold no comma. `all` stands for every
-registered backend with default options. The same item may be given twice; it is then measured twice.
+registered backend with default options. The same item may be given twice; it is then measured twice. With a version
+that release is measured, in an environment of its own; without one, whichever is installed.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from packaging.version import InvalidVersion, Version
 
 from harness import registry
 from harness.api import BackendOptions, Scalar
@@ -27,6 +29,7 @@ from harness.errors import UsageError
 from harness.records import Settings
 
 ALL = "all"
+AT = "@"
 FP32 = "fp32"
 SLUG_CHARACTERS = 100
 
@@ -37,10 +40,17 @@ class Variant:
 
     id: str
     backend: str
+    release: str | None = None
+    """The version that was asked for; None: whichever is installed."""
     options: dict[str, Scalar]
     """Only what the user set, converted to the options' types."""
     asked_by_name: bool
     """False where `all` brought it in: then it may be unavailable without failing the command."""
+
+    @property
+    def item(self) -> str:
+        """The backend as it was asked for, without options: `onnxruntime@1.24.4`."""
+        return self.backend if self.release is None else f"{self.backend}{AT}{self.release}"
 
     def parsed(self) -> BackendOptions:
         """Return the options with defaults filled in."""
@@ -50,10 +60,15 @@ class Variant:
     def slug(self) -> str:
         """A name for log files and folders, short enough for any file system and unlike that of any other id."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.id)
-        if len(name) <= SLUG_CHARACTERS and re.fullmatch(r"[A-Za-z0-9._,:=#-]+", self.id):
+        if len(name) <= SLUG_CHARACTERS and re.fullmatch(r"[A-Za-z0-9._,:=#@-]+", self.id):
             return name
         # Cut, or with characters that another id may have in the same place: the id's digest tells them apart.
         return f"{name[:SLUG_CHARACTERS]}-{hashlib.sha256(self.id.encode()).hexdigest()[:8]}"
+
+
+def chosen_for(variant: Variant, pythons: Mapping[str, str]) -> str | None:
+    """Return the interpreter that the user named for a variant: for its release, or for all of its backend."""
+    return pythons.get(variant.item) or pythons.get(variant.backend)
 
 
 def parse_variants(texts: list[str]) -> list[Variant]:
@@ -86,7 +101,8 @@ def parse_variants(texts: list[str]) -> list[Variant]:
     return _number([_variant(*item) for item in items])
 
 
-def _variant(name: str, options: list[str], asked_by_name: bool) -> Variant:
+def _variant(item: str, options: list[str], asked_by_name: bool) -> Variant:
+    name, release = _released(item)
     kind = registry.backend(name)
     raw: dict[str, str] = {}
     for option in options:
@@ -109,7 +125,25 @@ def _variant(name: str, options: list[str], asked_by_name: bool) -> Variant:
             raise UsageError(f"options of {name}: {key}={raw[key]}: a finite number is wanted")
     kind.check(parsed)
     text = ",".join(f"{key}={_text(value)}" for key, value in values.items())
-    return Variant(id=f"{name}:{text}" if text else name, backend=name, options=values, asked_by_name=asked_by_name)
+    plain = Variant(id=item, backend=name, release=release, options=values, asked_by_name=asked_by_name)
+    return dataclasses.replace(plain, id=f"{plain.item}:{text}" if text else plain.item)
+
+
+def _released(item: str) -> tuple[str, str | None]:
+    """Return the backend and the release of an item."""
+    name, at, text = item.partition(AT)
+    if not at:
+        return name, None
+    kind = registry.backend(name)
+    if kind.distribution(kind.Options(), "cpu") is None:
+        raise UsageError(
+            f"'{item}': {name} is no package of releases that could be chosen",
+            hint=f"leave out {AT}{text}, or name an interpreter that has it: --python {name}=/path/to/python",
+        )
+    try:
+        return name, str(Version(text))  # `1.31` and `1.31.0` stay two texts: a package has one of them
+    except InvalidVersion as exc:
+        raise UsageError(f"'{item}': '{text}' is not a version", hint=f"such as {name}{AT}1.2.3") from exc
 
 
 def _number(variants: list[Variant]) -> list[Variant]:
@@ -159,7 +193,7 @@ def with_precisions(variants: list[Variant], precisions: Sequence[str]) -> list[
 
 def _sibling(variant: Variant, option: str) -> Variant:
     words = ",".join([*(f"{key}={_text(value)}" for key, value in variant.options.items()), option])
-    return dataclasses.replace(parse_variants([f"{variant.backend}:{words}"])[0], asked_by_name=False)
+    return dataclasses.replace(parse_variants([f"{variant.item}:{words}"])[0], asked_by_name=False)
 
 
 def _distinct(variants: list[Variant]) -> list[Variant]:
@@ -215,8 +249,8 @@ def find_baseline(variants: list[Variant], wanted: str | None, *, graph_only: bo
         spelling = ",".join(variant.id for variant in parse_variants([wanted]))
     if spelling not in ids and ":" in wanted:  # the same options in another order
         (asked,) = parse_variants([wanted])
-        spelling = next((v.id for v in variants if (v.backend, v.options) == (asked.backend, asked.options)), spelling)
-    match = spelling if spelling in ids else next((v.id for v in variants if v.backend == wanted), None)
+        spelling = next((v.id for v in variants if (v.item, v.options) == (asked.item, asked.options)), spelling)
+    match = spelling if spelling in ids else next((v.id for v in variants if wanted in (v.item, v.backend)), None)
     if match is None:
         raise UsageError(f"baseline '{wanted}' is not among the cases", hint="it must be one of: " + ", ".join(ids))
     return match

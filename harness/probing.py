@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from harness import drift, protocol, refusals, registry
+from harness import devices, drift, protocol, refusals, registry
 from harness.artifact import Artifact, read_tensors
 from harness.conversion import Calibration, ensure_converted
 from harness.engines import backend_cache
+from harness.environments.preparing import release_in
 from harness.errors import HarnessError, UnavailableError, UnsupportedError
 from harness.export import Recipe, ensure_artifact
+from harness.interpreter import Interpreter
 from harness.launcher import Answer, Launcher, OnProgress, Worker
 from harness.localization import Alone
+from harness.lowering import readable
 from harness.modelspec import ModelSpec
 from harness.paths import make_folder
 from harness.plan import FP32, Variant
@@ -45,6 +48,8 @@ class Asked:
     calibration: Calibration
     command: str
     """What the user typed."""
+    interpreter: Interpreter | None = None
+    """What the backend's workers run in, where it is another one than that of harness."""
 
 
 class Bench:
@@ -98,13 +103,14 @@ class Bench:
         asked, limit = self._asked, self._launcher.timeout_s
         self._count += 1
         folder = make_folder(self._scratch / f"engine-{self._count}", "the engine folder")
+        artifact = self._readable(artifact)
         spec = self.spec(str(artifact.folder), str(fed_by.folder) if fed_by else None, folder)
         make_folder(Path(spec.cache_dir), "the backend's cache folder")
         kind = registry.backend(spec.backend)
         environment = kind.environment(asked.variant.parsed(), folder, asked.threads)
         name = f"{asked.variant.slug}-{self._count}"
         try:
-            with self._launcher.start(name, environment, threads=asked.threads) as worker:
+            with self._launcher.start(name, environment, threads=asked.threads, python=self._python) as worker:
                 self._compile(spec, worker)
                 out: list[Tensors] = []
                 for index in range(sets):
@@ -127,6 +133,7 @@ class Bench:
         """
         asked, limit = self._asked, self._launcher.timeout_s
         folder = make_folder(self._scratch / f"engine-{case}", "the engine folder")
+        artifact = self._readable(artifact)
         spec = self.spec(str(artifact.folder), str(fed_by.folder) if fed_by else None, folder)
         # An option of the case's own would say otherwise where all of it is in float32.
         options = {key: value for key, value in spec.options.items() if key != "precision"}
@@ -135,14 +142,23 @@ class Bench:
         refusals.refuse_unsupported(spec, asked.device_chosen)
         name = f"{asked.variant.slug}-{case}"
         try:
-            with self._launcher.start(name, environment, threads=asked.threads) as worker:
+            with self._launcher.start(name, environment, threads=asked.threads, python=self._python) as worker:
                 provider = self._compile(spec, worker).provider
                 worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit)
                 worker.call(protocol.Save(), protocol.Took, timeout_s=limit)
         except HarnessError as exc:
             exc.log = exc.log or str(self._launcher.logs / f"{name}.log")
             raise
-        return Seat(case=case, spec=spec, environment=environment, slug=name, provider=provider)
+        return Seat(case=case, spec=spec, environment=environment, slug=name, provider=provider, python=self._python)
+
+    @property
+    def _python(self) -> str | None:
+        return self._asked.interpreter.executable if self._asked.interpreter else None
+
+    def _readable(self, artifact: Artifact) -> Artifact:
+        asked = self._asked
+        release = release_in(asked.variant, asked.interpreter, devices.kind(asked.device))
+        return readable(artifact, registry.backend(asked.variant.backend), release, self._launcher)
 
     def _compile(self, spec: protocol.CaseSpec, worker: Worker) -> protocol.Opened:
         limit = self._launcher.timeout_s

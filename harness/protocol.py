@@ -10,6 +10,8 @@ import msgspec
 
 from harness.measure import Boundary
 from harness.modelspec import ModelSpec
+from harness.operators import Node
+from harness.operators import Profile as OwnProfile
 
 Scalar = str | int | float | bool | None
 
@@ -89,6 +91,15 @@ class Convert(Request, frozen=True, kw_only=True):
     """Names of nodes that stay in float32."""
     ranges: str | None = None
     """File of ranges that an earlier calibration found, or where to leave them for the next."""
+    folder: str
+
+
+class Lower(Request, frozen=True, kw_only=True):
+    """Write an artifact's graph for a library that reads no newer opset and file format into `folder`."""
+
+    artifact: str
+    opset: int
+    ir: int
     folder: str
 
 
@@ -193,11 +204,18 @@ class Sample(Request, frozen=True, kw_only=True):
     min_seconds: float
 
 
+class Profile(Request, frozen=True, kw_only=True):
+    """Run under the backend's own profiler, on bound inputs."""
+
+    iterations: int
+
+
 AnyRequest = (
     Probe
     | Export
     | Check
     | Convert
+    | Lower
     | Survey
     | Screen
     | Evaluate
@@ -212,6 +230,7 @@ AnyRequest = (
     | Save
     | WarmUp
     | Sample
+    | Profile
 )
 
 
@@ -282,6 +301,13 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     notes: list[str] = []
     versions: dict[str, str] = {}
+
+
+class Lowered(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Lower`: what the graph is in now."""
+
+    opset: int
+    ir: int
 
 
 class SharedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -374,6 +400,16 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     durations_ns: list[int]
     enqueue_ns: list[int] = []
     """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
+
+
+class Profiled(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Profile`."""
+
+    profile: OwnProfile
+    durations_ns: list[int]
+    """One an iteration, by the harness' clock, with the profiler at work."""
+    nodes: list[Node]
+    """Of the graph that was compiled; empty where onnx, which reads it, is not installed."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag=lambda name: name.lower()):

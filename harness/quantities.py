@@ -74,6 +74,14 @@ class Share(Quantity):
         return number
 
 
+class Threshold(Quantity):
+    """From which growth on it counts, as a share of what it was: `5%`; `300%` is four times as large."""
+
+    name = "threshold"
+    units: ClassVar = {"%": 0.01}
+    example = "5%"
+
+
 class Drift(click.ParamType[str | float]):
     """`pass`, `any`, or the largest relative L2 distance."""
 

@@ -13,6 +13,7 @@ from harness.accuracy import Accuracy as Accuracy
 from harness.accuracy import Agreement as Agreement
 from harness.accuracy import Failure as Failure
 from harness.accuracy import Paired as Paired
+from harness.interpreter import Interpreter
 from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 
@@ -203,6 +204,8 @@ class Case(Record, frozen=True, kw_only=True):
     id: str
     """Unique in its workload; what the table shows: `tvm:trials=64`."""
     backend: str
+    release: str | None = None
+    """The version that was asked for, as in `NAME@VERSION`; None: whichever is installed."""
     options: dict[str, Scalar]
     """Only what the user set."""
     device: str
@@ -215,6 +218,8 @@ class Case(Record, frozen=True, kw_only=True):
     version: str | None = None
     """Version of the backend's own distribution."""
     versions: dict[str, str] = {}
+    interpreter: Interpreter | None = None
+    """What its workers ran in; None: the interpreter of harness, which is in `Environment`."""
     provider: str | None = None
     stages: dict[str, float] = {}
     """Directly timed durations in seconds: `import`, `compile` (the whole call), its parts `load`, `tune`, `build`,
@@ -379,12 +384,16 @@ class Settings(Record, frozen=True, kw_only=True):
     launches: int
     rounds: int
     slice_s: float
+    precise_to: float = 0.01
+    """Half-width of every ratio's interval, as a share, from which on no further launches are added for precision."""
     budget_s: float
     timeout_s: float
     memory_limit_bytes: int
     quick: bool
     asked: list[str] = []
     """The values of `--backends` as they were given."""
+    pythons: dict[str, str] = {}
+    """Backend, or `NAME@VERSION`, -> path of the user's own interpreter for it."""
     opset: int = 18
     cold: bool = False
     """Compile anew even where an engine of an earlier run fits."""

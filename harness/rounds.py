@@ -48,6 +48,8 @@ class Seat:
     spec: protocol.CaseSpec
     environment: dict[str, str]
     slug: str
+    python: str | None = None
+    """Another interpreter than that of harness, where the case has one of its own."""
     provider: str = ""
     """What ran when it was compiled, and must run when it is loaded."""
 
@@ -220,7 +222,7 @@ def _load_all(
 def _start(seat: Seat, launcher: Launcher, watches: Mapping[str, Watch | None], index: int, *, alone: bool) -> _Seated:
     suffix = "-control" if seat.case.endswith(CONTROL) else ""
     name = f"{seat.slug}{suffix}-launch{index}"
-    worker = launcher.start(name, seat.environment, threads=seat.spec.threads)
+    worker = launcher.start(name, seat.environment, threads=seat.spec.threads, python=seat.python)
     gpu = watches.get(seat.spec.device)
     memory = MemoryWatch(gpu, worker.pid, alone=alone) if gpu else None
     return _Seated(seat=seat, worker=worker, loaded_alone=alone, gpu=gpu, memory=memory)

@@ -224,13 +224,13 @@ def ratios(contrasts: Contrasts) -> tuple[Floats, Floats, Floats]:
     return np.exp(middle), np.exp(middle - half), np.exp(middle + half)
 
 
-def noisy(contrasts: Contrasts) -> Bools:
-    """Say where the interval is wider than +-1 % of the ratio, or where there is none."""
-    return ~(contrasts.half_width <= math.log1p(EFFECT))
+def noisy(contrasts: Contrasts, to: float = EFFECT) -> Bools:
+    """Say where the interval is wider than +-`to` of the ratio, or where there is none."""
+    return ~(contrasts.half_width <= math.log1p(to))
 
 
-def precise(contrasts: Contrasts) -> Bools:
-    """Say whether every candidate's interval is within +-1 % of its ratio; the control stands in where there is none.
+def precise(contrasts: Contrasts, to: float = EFFECT) -> Bools:
+    """Say whether every candidate's interval is within +-`to` of its ratio; the control stands in where there is none.
 
     For a stop rule: it looks at widths only, never at the differences, because stopping at the first significant
     difference would inflate false alarms. A case that was never measured does not hold the run up; one launch alone is
@@ -238,7 +238,7 @@ def precise(contrasts: Contrasts) -> Bools:
     """
     of_interest = slice(1, None) if contrasts.difference.shape[-1] > 1 else slice(None)
     measured = ~np.isnan(contrasts.difference[..., of_interest])
-    fine = ~noisy(contrasts)[..., of_interest] & (contrasts.launches[..., of_interest] >= 2)
+    fine = ~noisy(contrasts, to)[..., of_interest] & (contrasts.launches[..., of_interest] >= 2)
     return np.asarray((fine | ~measured).all(-1) & measured.any(-1))
 
 

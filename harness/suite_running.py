@@ -15,7 +15,7 @@ from harness import registry
 from harness.cli import INTERRUPTED, OK, cli
 from harness.commands import DEFAULT_MODEL, compared
 from harness.config import FILE
-from harness.conflicts import refuse_conflicts
+from harness.contradictions import refuse_conflicts
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import Wanted
 from harness.plan import parse_variants

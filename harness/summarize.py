@@ -57,8 +57,8 @@ def of_workload(workload: Workload, settings: Settings) -> WorkloadSummary:
     return msgspec.structs.replace(summary, closing=closing.of_workload(summary, settings.asked))
 
 
-def precise(workload: Workload) -> bool:
-    """Say whether every ratio to the baseline is known to +-1 %, so that more launches are not needed.
+def precise(workload: Workload, to: float = stats.EFFECT) -> bool:
+    """Say whether every ratio to the baseline is known to +-`to`, so that more launches are not needed.
 
     Looks at the widths of intervals only; see `stats.precise`. A case that failed is not waited for.
     """
@@ -67,7 +67,8 @@ def precise(workload: Workload) -> bool:
         msgspec.structs.replace(launch, sittings=[one for one in launch.sittings if one.case not in gone])
         for launch in workload.launches
     ]
-    return bool(stats.precise(ratios.estimates(msgspec.structs.replace(workload, launches=launches))[1]))
+    contrasts = ratios.estimates(msgspec.structs.replace(workload, launches=launches))[1]
+    return bool(stats.precise(contrasts, to))
 
 
 def _seeded(workload: Workload, settings: Settings) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from harness.environment import LIBRARIES
+from harness.interpreter import Interpreter
 from harness.records import EnergySource, Environment, Run, Settings
 from harness.summary import RunSummary, WorkloadSummary
 from harness.topology import as_list
@@ -135,9 +137,26 @@ def environment(run: Run) -> Iterator[Line]:
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(machine.libraries.items()))
     if libraries:
         yield Line(label="libraries", text=clean(libraries))
+    yield from _interpreters(run)
     commit = f", commit {machine.git_commit[:12]}" if machine.git_commit else ""
     yield Line(label="harness", text=clean(f"{run.harness}{commit}, run {run.id}, {run.created}"))
     yield Line(label="command", text=clean(run.command))
+
+
+def _interpreters(run: Run) -> Iterator[Line]:
+    """Yield what is installed where cases run in another interpreter than that of harness."""
+    seen: dict[str, Interpreter] = {}
+    for case in (case for workload in run.workloads for case in workload.cases):
+        if case.interpreter is not None:
+            name = case.backend if case.release is None else f"{case.backend}@{case.release}"
+            seen.setdefault(name, case.interpreter)
+    for name, interpreter in seen.items():
+        shown = {one: version for one, version in interpreter.packages.items() if one in LIBRARIES}
+        parts = [f"{package} {version}" for package, version in sorted(shown.items())]
+        if more := len(interpreter.packages) - len(shown):
+            parts.append(f"{counted(more, 'package', 'packages')} more")
+        limit = f", dependencies until {interpreter.until[:10]}" if interpreter.until else ""
+        yield Line(label=clean(name), text=clean(f"Python {interpreter.version}{limit}: {', '.join(parts)}"))
 
 
 def _cpus(asked: Settings) -> Iterator[str]:

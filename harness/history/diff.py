@@ -27,6 +27,8 @@ class Side(Record, frozen=True, kw_only=True):
     """Oldest first."""
     notes: list[str] = msgspec.field(default_factory=list)
     """What must be known of its figures."""
+    of_version: bool = False
+    """Whether it is all that is known of one version of a backend, whatever had been asked for."""
 
     @property
     def runs(self) -> list[str]:
@@ -77,6 +79,9 @@ class Difference(Record, frozen=True, kw_only=True):
 
 def compare(before: Side, after: Side) -> Difference:
     """Hold two sides against each other. Pure: their points are all it knows."""
+    if before.of_version and after.of_version:
+        # The release that was asked for is what the sides differ by, not a reason why they could not be compared.
+        before, after = _of_any_release(before), _of_any_release(after)
     old, new = _by_series(before.points), _by_series(after.points)
     rows, unlike = [], []
     for series, now in new.items():
@@ -104,6 +109,14 @@ def row(then: Sequence[Point], now: Sequence[Point]) -> Row:
         changes=changes,
         circumstances=differing(then[-1].circumstances, now[-1].circumstances),
     )
+
+
+def _of_any_release(side: Side) -> Side:
+    points = []
+    for point in side.points:
+        key = msgspec.structs.replace(point.key, release="")
+        points.append(msgspec.structs.replace(point, key=key, series=key.series))
+    return msgspec.structs.replace(side, points=points)
 
 
 def _by_series(points: Iterable[Point]) -> dict[str, list[Point]]:

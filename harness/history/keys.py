@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -36,6 +36,8 @@ class Key(Record, frozen=True, kw_only=True):
     threads: str
     machine: str
     """Processor and cores; for a GPU also its name."""
+    release: str = ""
+    """The version, where one was asked for: then it is part of the question. Where not, it is what is tracked."""
     target: str = ""
     """What it was built for without being run, such as `sm_89`."""
     copy: str = ""
@@ -108,6 +110,7 @@ def key_of(case: Case, workload: Workload, environment: Environment) -> Key:
         dims=_listed(workload.asked),
         precision=case.precision,
         backend=case.backend,
+        release=case.release or "",
         options=_listed(case.options),
         device=device,
         threads=str(case.threads),
@@ -143,7 +146,7 @@ def circumstances_of(case: Case, workload: Workload, run: Run) -> Circumstances:
     return Circumstances(
         version=case.version,
         libraries=case.versions,
-        others={name: version for name, version in environment.libraries.items() if name not in case.versions},
+        others={name: version for name, version in _libraries(case, environment) if name not in case.versions},
         artifact=info.artifact if info else None,
         weights_sha256=info.weights_sha256 if info else None,
         driver=", ".join(sorted({gpu.get("driver_version", "") for gpu in environment.gpus} - {""})),
@@ -151,7 +154,7 @@ def circumstances_of(case: Case, workload: Workload, run: Run) -> Circumstances:
         clocks=str(run.settings.lock_clocks or ""),
         kernel=environment.kernel,
         os=environment.os,
-        python=environment.python,
+        python=case.interpreter.version if case.interpreter else environment.python,
         governor=environment.governor or "",
         turbo={True: "on", False: "off", None: ""}[environment.turbo],
         microcode=environment.microcode or "",
@@ -162,6 +165,11 @@ def circumstances_of(case: Case, workload: Workload, run: Run) -> Circumstances:
         opset=str(run.settings.opset),
         commit=f"{project.commit[:12]}{'+' if project.dirty else ''}" if project else "",
     )
+
+
+def _libraries(case: Case, environment: Environment) -> Iterable[tuple[str, str]]:
+    """Return what is installed where the case's workers run."""
+    return (case.interpreter.packages if case.interpreter else environment.libraries).items()
 
 
 def differing(one: Record, other: Record) -> dict[str, tuple[str, str]]:

@@ -112,7 +112,7 @@ class Sides:
             for point in stored
             if point.run in runs
         ]
-        return Side(name=name, points=points, notes=notes)
+        return Side(name=name, points=points, notes=notes, of_version=AT in name)
 
 
 def of_run(name: str, run: Run) -> Side:

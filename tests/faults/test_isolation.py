@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from harness.artifact import Artifact
-from harness.launcher import MARK
+from harness.surroundings import MARK
 from tests.fake_names import EXPECTED
 from tests.support import PLUGINS, RUN_CLI, Cli, rows_of
 

@@ -152,6 +152,17 @@ def test_versions_are_compared_over_their_runs(ten: Harness) -> None:
     assert row["circumstances"] == {"version": ["1.31.0", "1.32.0"], "onnxruntime": ["1.31.0", "1.32.0"]}
 
 
+def test_versions_that_were_asked_for_are_compared_too(harness: Harness) -> None:
+    for number, version in enumerate(["1.30.0", "1.31.0"]):
+        fields = {"onnxruntime": {"release": version}}
+        put(number, fields=fields, cases=BOTH | {"onnxruntime": 5.0 - number}, versions={"onnxruntime": version})
+    done = harness("diff", "onnxruntime@1.30.0", "onnxruntime@1.31.0")
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime: 1.25x faster." in done.stdout
+    done = harness("diff", "last~1", "last")
+    assert "resnet50, onnxruntime  release: 1.30.0 > 1.31.0" in done.stdout, "of runs it was part of the question"
+
+
 def test_runs_and_labels_are_compared(ten: Harness) -> None:
     for one, other in (("last~9", "last"), ("2026-03-01", "upgraded"), ("2026-03-05", "2026-03-06")):
         done = ten("diff", one, other)

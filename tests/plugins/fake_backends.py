@@ -20,6 +20,7 @@ import numpy as np
 
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompiledOnly, CompileRequest, Session
 from harness.errors import CompileError, RunError
+from harness.operators import Clock, Iterate, OperatorTime, Profile
 
 GRANDCHILD = "harness-test-grandchild"
 
@@ -80,6 +81,20 @@ class FakeOk(Backend):
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         return self.session(request)
+
+
+class Released(FakeOk):
+    """Comes in releases: those of the distribution `fake-released`."""
+
+    name = "fake-released"
+
+    @classmethod
+    def distribution(cls, options: BackendOptions, kind: str) -> str:
+        return "fake-released"
+
+    @classmethod
+    def companions(cls, version: str, options: BackendOptions, kind: str) -> tuple[str, ...]:
+        return ("fake-beside",)
 
 
 def _segfault() -> None:
@@ -201,6 +216,45 @@ class OddException(FakeOk):
 class SysExit(FakeOk):
     def compile(self, request: CompileRequest) -> Session:
         raise SystemExit(0)
+
+
+class _ProfiledSession(OkSession):
+    """Knows of one operator, which takes half of each iteration."""
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        calls: list[None] = []
+
+        def once() -> None:
+            calls.append(None)
+            self.execute()
+
+        iterate(once)
+        took = round(len(calls) * self.seconds * 5e8)
+        return Profile(clock="fake", operators=[OperatorTime(name="all", kind="Fake", calls=len(calls), total_ns=took)])
+
+
+class Profiled(FakeOk):
+    session = _ProfiledSession
+
+
+class _CrashProfileSession(OkSession):
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        _segfault()
+        return super().profile(iterate, clock)
+
+
+class SegfaultInProfile(FakeOk):
+    session = _CrashProfileSession
+
+
+class _HangProfileSession(OkSession):
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        time.sleep(3600)
+        return super().profile(iterate, clock)
+
+
+class HangInProfile(FakeOk):
+    session = _HangProfileSession
 
 
 class _NanSession(OkSession):

@@ -183,7 +183,8 @@ def test_cache_clear_keeps_engines_of_living_runs(living: Path, own_cache: Path,
     (backend_cache("x") / "tuning.db").write_bytes(b"123")
     shown = cli("cache")
     assert shown.returncode == 0
-    assert [line.split()[0] for line in shown.stdout.splitlines()[2:]] == ["exports", "engines", "backends"]
+    shown_parts = [line.split()[0] for line in shown.stdout.splitlines()[2:]]
+    assert shown_parts == ["exports", "engines", "backends", "environments"]
     done = cli("cache", "clear", "--engines")
     assert done.returncode == 0
     assert "cleared engines in" in done.stdout

@@ -13,6 +13,7 @@ from harness import environment
 from harness.history.deriving import points_of
 from harness.history.keys import common_causes, differing, machine_of
 from harness.history.points import Point, sortable
+from harness.interpreter import Interpreter
 from harness.modelspec import ModelSpec
 from harness.records import Project, Run
 from tests.example_history import a_run
@@ -47,6 +48,20 @@ def test_what_makes_another_series(run: Run, case: str, field: str, values: tupl
     other = of(run, case)
     assert other.series != BASE.series
     assert differing(BASE.key, other.key)[field] == values
+
+
+def test_a_release_that_was_asked_for_is_part_of_the_question() -> None:
+    asked = of(a_run(fields={"onnxruntime": {"release": "1.31.0"}}))
+    other = of(a_run(fields={"onnxruntime": {"release": "1.30.0"}}))
+    assert len({point.series for point in (BASE, asked, other)}) == 3
+    assert differing(asked.key, other.key) == {"release": ("1.31.0", "1.30.0")}
+
+
+def test_a_case_with_an_interpreter_of_its_own_has_that_ones_libraries() -> None:
+    interpreter = Interpreter(executable="/x/bin/python", version="3.10.4", packages={"numpy": "1.25.0"})
+    point = of(a_run(fields={"onnxruntime": {"interpreter": interpreter}}))
+    assert (point.circumstances.python, point.circumstances.others) == ("3.10.4", {"numpy": "1.25.0"})
+    assert of(a_run(), "eager").circumstances.others["numpy"] == "2.4.1"
 
 
 def test_options_and_machines_make_another_series() -> None:

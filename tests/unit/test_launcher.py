@@ -28,8 +28,9 @@ from harness.errors import (
     UnavailableError,
     WorkerCrashed,
 )
-from harness.launcher import MARK, THREAD_VARIABLES, Launcher, Worker
+from harness.launcher import Launcher, Worker
 from harness.logs import LOG_TAIL_BYTES, log_tail
+from harness.surroundings import MARK, THREAD_VARIABLES
 
 Impostor = Callable[[str], Worker]
 ASK = protocol.RunOnce()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harness import registry
 from harness.api import BackendOptions
 from harness.errors import UsageError
-from harness.plan import SLUG_CHARACTERS, Variant, find_baseline, parse_variants
+from harness.plan import SLUG_CHARACTERS, Variant, find_baseline, parse_variants, with_precisions
 
 OPTIONS = {name: registry.backend(name).Options for name in registry.BACKENDS}
 
@@ -34,6 +34,9 @@ def ids(*texts: str) -> list[str]:
         ("tvm: trials = 64", ["tvm:trials=64"]),
         ("tvm,trials=64", ["tvm:trials=64"]),
         ("eager:threads=null", ["eager:threads=null"]),
+        ("onnxruntime@1.24.4, onnxruntime@1.31", ["onnxruntime@1.24.4", "onnxruntime@1.31"]),
+        ("tvm@0.25.0:trials=64,tuning_seconds=2,tvm", ["tvm@0.25.0:trials=64,tuning_seconds=2.0", "tvm"]),
+        ("onnxruntime@v1.24.4,onnxruntime@1.24.4", ["onnxruntime@1.24.4", "onnxruntime@1.24.4#2"]),
     ],
 )
 def test_grammar(text: str, expected: list[str]) -> None:
@@ -83,12 +86,34 @@ def test_same_item_twice_is_measured_twice() -> None:
         ("all,threads=2", "option 'threads=2' belongs to no backend"),
         ("all:threads=2", "'all:threads=2': 'all' takes no options"),
         ("eager#2", "unknown backend 'eager#2'; did you mean 'eager'"),
+        ("onnxruntime@", "'onnxruntime@': '' is not a version"),
+        ("onnxruntime@newest", "'onnxruntime@newest': 'newest' is not a version"),
+        ("ort@1.24.4", "unknown backend 'ort'"),
+        ("tensorrt@11.0", "'tensorrt@11.0': tensorrt is no package of releases that could be chosen"),
+        ("all@1.0", "unknown backend 'all'"),
     ],
 )
 def test_refuses_and_says_why(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_variants([text])
     assert message in caught.value.message
+
+
+def test_a_version_stays_with_a_case_in_every_precision_and_as_a_baseline() -> None:
+    variants = with_precisions(parse_variants(["onnxruntime@1.24.4,onnxruntime@1.31.1,onnxruntime"]), ["fp32", "int8"])
+    assert [(one.id, one.release) for one in variants] == [
+        ("onnxruntime@1.24.4", "1.24.4"),
+        ("onnxruntime@1.24.4:precision=int8", "1.24.4"),
+        ("onnxruntime@1.31.1", "1.31.1"),
+        ("onnxruntime@1.31.1:precision=int8", "1.31.1"),
+        ("onnxruntime", None),
+        ("onnxruntime:precision=int8", None),
+    ]
+    assert find_baseline(variants, "onnxruntime@1.31.1") == "onnxruntime@1.31.1"
+    assert find_baseline(variants[2:], "onnxruntime@1.31.1:precision=int8") == "onnxruntime@1.31.1:precision=int8"
+    with pytest.raises(UsageError, match=r"baseline 'onnxruntime@1\.30\.0' is not among the cases"):
+        find_baseline(variants, "onnxruntime@1.30.0")
+    assert len({one.slug for one in variants}) == len(variants)
 
 
 def test_backend_refuses_options_that_conflict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,8 @@ class TestVerdicts:
         for difference in (0.0, 0.5, -2.0):
             assert stats.precise(known(difference, 0.0099))
             assert not stats.precise(known(difference, 0.0101))
+            assert stats.precise(known(difference, 0.0101), 0.02)
+            assert not stats.precise(known(difference, 0.0201), 0.02)
 
     def test_a_case_without_samples_does_not_hold_a_run_up(self) -> None:
         tables = noisy_tables(5)

@@ -350,6 +350,7 @@ class TestPrecise:
     def test_follows_the_width_of_intervals(self) -> None:
         assert precise(measured(SPEEDS))
         assert not precise(measured(SPEEDS, noise=0.1))
+        assert precise(measured(SPEEDS, noise=0.1), 1.0)
         assert not precise(measured(SPEEDS, launches=1))
         assert not precise(workload_of([case("eager")], []))
 

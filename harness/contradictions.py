@@ -1,4 +1,4 @@
-"""Options of `harness compare` that contradict each other, and those that overrule what a file of defaults says."""
+"""Options of a comparison that exclude one another, and which of them gives way."""
 
 from __future__ import annotations
 
