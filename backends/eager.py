@@ -13,6 +13,7 @@ import msgspec
 
 from backends.torch_errors import in_words
 from backends.torch_module import (
+    LACKS,
     PRECISIONS,
     TorchOptions,
     described,
@@ -53,7 +54,9 @@ class Eager(Backend):
 
     name = "eager"
     summary = "PyTorch without a compiler"
-    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, saves_engines=False)
+    capabilities = Capabilities(
+        source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, lacks=LACKS, saves_engines=False
+    )
     modules = ("torch",)
     Options = EagerOptions
 

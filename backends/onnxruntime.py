@@ -8,7 +8,17 @@ from pathlib import Path
 from backends import cuda_device, onnxruntime_providers, onnxruntime_releases
 from backends.onnxruntime_libraries import RTX_PACKAGE, TENSORRT_PACKAGE, installed
 from backends.onnxruntime_opening import Opening
-from backends.onnxruntime_providers import CPU, CUDA, GPU_HINT, HINT, RTX, SUPPORTED, TENSORRT, OnnxRuntimeOptions
+from backends.onnxruntime_providers import (
+    CPU,
+    CUDA,
+    GPU_HINT,
+    HINT,
+    LACKS,
+    RTX,
+    SUPPORTED,
+    TENSORRT,
+    OnnxRuntimeOptions,
+)
 from backends.onnxruntime_session import GRAPH, OnnxRuntimeSession
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompileRequest, OnnxLimits, SavedEngine
 from harness.errors import UnavailableError, UnsupportedError
@@ -19,7 +29,9 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     summary = "ONNX Runtime (CPU, CUDA, TensorRT and TensorRT-RTX execution providers)"
-    capabilities = Capabilities(source="onnx", devices=("cpu", "cuda"), precisions=SUPPORTED, dynamic_shapes=True)
+    capabilities = Capabilities(
+        source="onnx", devices=("cpu", "cuda"), precisions=SUPPORTED, lacks=LACKS, dynamic_shapes=True
+    )
     modules = ("onnxruntime",)
     Options = OnnxRuntimeOptions
 

@@ -118,7 +118,7 @@ class Opening:
                 file.unlink()
         if not graph.is_file():
             kind = "source"
-        return self._open(session, self._card(kind, facts, found), found)
+        return self._open(session, self._card(kind, facts, found), found, graph)
 
     def load(self, engine_dir: Path) -> OnnxRuntimeSession:
         """Start from an engine. An optimised graph is not optimised again: it would only cost time."""
@@ -130,7 +130,7 @@ class Opening:
         session = self._session(path, settings, RunError)
         if anew := len(self._engines() - before):
             card.notes.append(f"onnxruntime: a warm start built {anew} TensorRT engines anew, its cache did not fit.")
-        return self._open(session, card, assigned(session))
+        return self._open(session, card, assigned(session), path)
 
     def _settings(self, level: str) -> Any:
         settings = self._runtime.SessionOptions()
@@ -182,9 +182,22 @@ class Opening:
         text = f"asked for {self._wanted}, ONNX Runtime runs {running}" + (f": {why}" if why else "")
         return FallbackError(text, hint=LIBRARIES_HINT)
 
-    def _open(self, session: Any, card: EngineCard, found: Assigned) -> OnnxRuntimeSession:
+    def _profiled(self, graph: Path, trace: Path) -> Any:
+        settings = self._settings("disable")
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(trace)
+        return self._session(graph, settings, RunError)
+
+    def _open(self, session: Any, card: EngineCard, found: Assigned, graph: Path) -> OnnxRuntimeSession:
         if self._memory is None or self._gpu is None:
-            return HostSession(session, self._request.artifact, card, found)
+            return HostSession(
+                session,
+                self._request.artifact,
+                card,
+                found,
+                graph=graph if card.kind == "graph" else None,
+                profiled=self._profiled,
+            )
         return DeviceSession(session, self._request.artifact, card, found, memory=self._memory, index=self._gpu.index)
 
     def _card(self, kind: Kind, facts: dict[str, Scalar], found: Assigned) -> EngineCard:

@@ -78,7 +78,6 @@ class Provider:
 PROVIDERS = {
     one.name: one
     for one in (
-        # It has hardly a kernel for float16 and would compute between casts to float32; bfloat16 it refuses.
         Provider(name="cpu", full_name=CPU, device="cpu", precisions=("fp32", "int8"), hint=HINT),
         # It computes quantised graphs in float32, between quantising and its inverse.
         Provider(
@@ -112,6 +111,14 @@ SUPPORTED = {
     for kind in ("cpu", "cuda")
 }
 """Device kind -> precisions that some provider of it has."""
+LACKS = {
+    "cpu": {
+        "fp16": "its CPU provider would compute in float32 between casts: neither the speed nor the drift of fp16",
+        "bf16": "its CPU provider has no kernels for bfloat16",
+        "fp8": "its CPU provider would compute in float32, between quantising and its inverse",
+    }
+}
+"""Device kind -> precision -> why no provider of it has it."""
 _OWN = sorted({option for one in PROVIDERS.values() for option in one.takes})
 
 

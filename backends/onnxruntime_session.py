@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import mmap
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from backends import onnxruntime_profile
 from backends.cuda_device import DeviceMemory
 from backends.onnxruntime_libraries import failure
 from backends.onnxruntime_providers import CPU, KINDS
-from harness.api import Artifact, Scalar, Session, TensorSpec
-from harness.errors import RunError
+from harness.api import Artifact, Profile, Scalar, Session, TensorSpec
+from harness.errors import RunError, UnsupportedError
+from harness.graph_nodes import read_graph
+from harness.operators import Clock, Iterate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,8 +181,20 @@ class OnnxRuntimeSession(Session):
 class HostSession(OnnxRuntimeSession):
     """A session on the CPU. Inputs, and outputs of known shape, keep their buffers."""
 
-    def __init__(self, session: Any, artifact: Artifact, card: EngineCard, found: Assigned) -> None:
+    def __init__(
+        self,
+        session: Any,
+        artifact: Artifact,
+        card: EngineCard,
+        found: Assigned,
+        *,
+        graph: Path | None = None,
+        profiled: Callable[[Path, Path], Any] | None = None,
+    ) -> None:
+        """Bind buffers. `profiled` loads the optimised `graph` again, in a session that writes a trace to a path."""
         super().__init__(session, artifact, card, found)
+        self._graph = graph
+        self._profiled = profiled
         self._inputs = {spec.name: _value(spec) for spec in artifact.inputs}
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -203,9 +220,24 @@ class HostSession(OnnxRuntimeSession):
         values = dict(zip(names, self._binding.get_outputs(), strict=True))
         return {spec.name: values[spec.name].numpy().copy() for spec in self._artifact.outputs}
 
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        if self._profiled is None or self._graph is None or not self._graph.is_file():
+            raise UnsupportedError("ONNX Runtime profiles an optimised graph, and this engine has none on disk")
+        exported, optimised = read_graph(self._artifact.onnx_path), read_graph(self._graph)
+        with tempfile.TemporaryDirectory(prefix="harness-trace-") as scratch:
+            session = self._profiled(self._graph, Path(scratch) / "trace")
+            twin = HostSession(session, self._artifact, self._card, self._assigned)
+            twin.bind({name: value.numpy() for name, value in self._inputs.items()})
+            for _ in range(onnxruntime_profile.WARM_UP):
+                twin.execute()
+            iterate(twin.execute)
+            trace = json.loads(Path(session.end_profiling()).read_bytes())
+            twin.close()
+        return onnxruntime_profile.profile(trace, exported, optimised)
+
     def close(self) -> None:
         self._inputs = {}
-        self._binding = self._session = None
+        self._binding = self._session = self._profiled = None
 
 
 class DeviceSession(OnnxRuntimeSession):
@@ -274,6 +306,12 @@ class DeviceSession(OnnxRuntimeSession):
 
     def synchronize(self) -> None:
         self._memory.synchronize()
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        raise UnsupportedError(
+            "on a GPU ONNX Runtime's trace tells how long its nodes took to enqueue, not how long they ran",
+            hint="NVIDIA's own tools see the kernels: nsys profile",
+        )
 
     def outputs(self) -> dict[str, np.ndarray]:
         if self._free:  # ONNX Runtime allocated an output itself, and copies on another stream

@@ -41,6 +41,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: list[str] = []
     """Data types, one a tensor; `?` where it is not told."""
     outputs: list[str] = []
+    origin: str = ""
+    """TensorRT's words for the nodes that it was made of: `[ONNX Layer: /conv]`."""
 
 
 def parse(information: str) -> list[Layer]:
@@ -74,6 +76,7 @@ def _layer(entry: Any) -> Layer:
         kind=None if kind is None else str(kind),
         inputs=[_data_type(tensor) for tensor in entry.get("Inputs") or []],
         outputs=[_data_type(tensor) for tensor in entry.get("Outputs") or []],
+        origin=str(entry.get("Metadata") or ""),
     )
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from backends import tensorrt_layers
+from backends import tensorrt_layers, tensorrt_profile
 from backends.cuda_device import DeviceMemory, Gpu
 from backends.tensorrt_build import messages, out_of_memory
 from backends.tensorrt_layers import Layer
-from harness.api import Artifact, CompiledOnly, Scalar, Session, TensorSpec
+from harness.api import Artifact, CompiledOnly, Profile, Scalar, Session, TensorSpec
 from harness.errors import HarnessError, OutOfMemory, RunError, UnsupportedError
+from harness.graph_nodes import read_graph
+from harness.operators import Clock, Iterate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,6 +196,28 @@ class EngineSession(Session):
     def synchronize(self) -> None:
         self._memory.synchronize()
         self._uploading = False
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        if self._cuda_graph:
+            raise UnsupportedError("a CUDA graph replays without its layers", hint="profile it without cuda_graph=true")
+        # In a context of its own: the session's never knows of a profiler.
+        context = self._made(self._create_context(self._engine), "given an execution context")
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.LAYER_NAMES_ONLY
+        for spec in self._artifact.inputs:
+            context.set_input_shape(spec.name, spec.shape)
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.address)
+
+        def once() -> None:
+            if not context.execute_async_v3(self.stream):
+                raise self._failure(f"{self._card.backend} could not enqueue the engine")
+            self.synchronize()
+
+        once()  # what it does only the first time is nobody's layer
+        times = tensorrt_profile.collector(self._trt)
+        context.profiler = times
+        iterate(once)
+        return tensorrt_profile.profile(times.times, self._layers(), lambda: read_graph(self._artifact.onnx_path))
 
     def outputs(self) -> dict[str, np.ndarray]:
         buffers = {spec.name: self._buffers[spec.name] for spec in self._artifact.outputs}

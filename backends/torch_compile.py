@@ -13,6 +13,7 @@ import msgspec
 from backends.torch_cuda import Place, Recording, watch
 from backends.torch_errors import INSTALL, in_words, tell
 from backends.torch_module import (
+    LACKS,
     PRECISIONS,
     TorchOptions,
     described,
@@ -62,7 +63,9 @@ class TorchCompile(Backend):
 
     name = "torch-compile"
     summary = "torch.compile (Inductor), just in time or as an AOTInductor package"
-    capabilities = Capabilities(source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, dynamic_shapes=True)
+    capabilities = Capabilities(
+        source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, lacks=LACKS, dynamic_shapes=True
+    )
     modules = ("torch", "torch._inductor")
     Options = TorchCompileOptions
 

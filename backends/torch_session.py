@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from backends import torch_profile
 from backends.torch_cuda import CapturedCall, Place
 from backends.torch_errors import tell
 from backends.torch_module import options_of
-from harness.api import Artifact, CompileRequest, Scalar, Session
+from harness.api import Artifact, CompileRequest, Profile, Scalar, Session
 from harness.errors import RunError
+from harness.operators import Clock, Iterate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,6 +171,10 @@ class TorchSession(Session):
             tell(exc)
             raise
         self._copying = False
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        self._results = None
+        return torch_profile.profile(self._call, self._inputs.tensors, self._artifact, iterate, self._place)
 
     def outputs(self) -> dict[str, np.ndarray]:
         results = _tensors(self._results)

@@ -23,6 +23,13 @@ from harness.errors import CompileError, HarnessError, RunError, UnavailableErro
 
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
 PINNED_FOR = "0.27."
+_FLOAT32 = "it computes a quantised graph in float32, between quantising and its inverse"
+_TRIED = "its narrow kernels were tried on a CPU only"
+LACKS = {
+    "cpu": {"bf16": "its normalisations know no bfloat16", "int8": _FLOAT32, "fp8": _FLOAT32},
+    "cuda": {"fp16": _TRIED, "bf16": _TRIED, "int8": _FLOAT32, "fp8": _FLOAT32},
+}
+"""Device kind -> precision -> why it is not offered."""
 
 
 class Options(BackendOptions, frozen=True, kw_only=True):
@@ -55,6 +62,8 @@ class TVM(Backend):
     capabilities = Capabilities(
         source="onnx",
         devices=("cpu", "cuda"),
+        precisions={"cpu": ("fp32", "fp16")},
+        lacks=LACKS,
         dynamic_shapes=True,
         compile_targets=tvm_cuda.TARGETS,
     )

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from backends import tvm_cubin
+from backends import tvm_cubin, tvm_profile
 from backends.cuda_device import DeviceMemory, Gpu
 from backends.tvm_session import HEADER, LIBRARY, Header, first_line
-from harness.api import CompiledOnly, CompileRequest, Scalar, Session
+from harness.api import CompiledOnly, CompileRequest, Profile, Scalar, Session
 from harness.errors import CompileError, HarnessError, OutOfMemory, RunError
+from harness.operators import Clock, Iterate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,6 +162,19 @@ class CudaSession(Session):
     def synchronize(self) -> None:
         self._memory.synchronize()
         self._uploading = False
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        from tvm import relax
+
+        machine = relax.VirtualMachine(self._executable, self._device)
+        main = machine["main"]
+
+        def run() -> None:
+            self._device.set_raw_stream(self.stream)
+            main(*self._inputs.values())
+            self.synchronize()
+
+        return tvm_profile.profile(machine, run, iterate, clock, self._artifact, wait=self._memory.synchronize)
 
     def outputs(self) -> dict[str, np.ndarray]:
         if self._result is None:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from harness.api import CompileRequest, Scalar, Session
+from backends import tvm_profile
+from harness.api import CompileRequest, Profile, Scalar, Session
 from harness.errors import CompileError, RunError
+from harness.operators import Clock, Iterate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +85,14 @@ class TVMSession(Session):
 
     def synchronize(self) -> None:
         """Do nothing: CPU kernels have returned when `execute()` does."""
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        import tvm
+        from tvm import relax
+
+        machine = relax.VirtualMachine(self._executable, tvm.cpu())
+        main = machine["main"]
+        return tvm_profile.profile(machine, lambda: main(*self._bound.values()), iterate, clock, self._artifact)
 
     def outputs(self) -> dict[str, np.ndarray]:
         if self._result is None:

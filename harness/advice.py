@@ -207,6 +207,12 @@ def _agreement(row: CaseSummary) -> Estimate | None:
     return exactly(min(found)) if found else None
 
 
+def _accuracy(row: CaseSummary) -> Estimate | None:
+    """Return the leading metric on the run's data set. All cases answered the same samples: there is no interval."""
+    accuracy = row.case.accuracy
+    return exactly(next(iter(accuracy.metrics.values()), None)) if accuracy else None
+
+
 def _stage(name: str) -> Callable[[CaseSummary], Estimate | None]:
     return lambda row: exactly(row.case.stages.get(name))
 
@@ -240,6 +246,7 @@ METRICS: Mapping[str, Metric] = {
     "engine": Metric(title="engine size", kind="size", of=lambda row: exactly(row.case.engine_bytes)),
     "drift": Metric(title="relative L2 distance", kind="number", of=lambda row: exactly(distance(row))),
     "agreement": Metric(title="top-1 agreement", kind="share", of=_agreement, higher_is_better=True),
+    "accuracy": Metric(title="accuracy on the data set", kind="share", of=_accuracy, higher_is_better=True),
 }
 """What can be limited and aimed for. `cost` is not here: it is the price of the machine over its throughput."""
 COST = "cost"

@@ -26,6 +26,7 @@ from harness.model import (
     PublicWeights,
     ReferenceModel,
 )
+from harness.operators import Clock, Iterate, OperatorTime, Profile
 from harness.precisions import Precision
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Capabilities:
     """Device kinds that it runs on: `cpu`, `cuda`."""
     precisions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Device kind -> precisions; a kind that is left out has fp32 only."""
+    lacks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Device kind -> precision that it is not offered in -> why, as the end of a sentence."""
     dynamic_shapes: bool = False
     saves_engines: bool = True
     """Whether `save()` writes something that `load()` starts from without compiling."""
@@ -156,7 +159,8 @@ class SavedEngine:
 class Session(ABC):
     """A loaded, runnable engine. Use as a context manager; `close()` frees its memory.
 
-    A session never reads a clock and never prints: the harness times all of them with the same code.
+    A session never reads a clock and never prints: the harness times all of them with the same code. What its
+    framework's profiler says is asked for apart, in `profile()`, and called the backend's own account.
     """
 
     provider: str
@@ -190,6 +194,19 @@ class Session(ABC):
     def notes(self) -> list[str]:
         """Return sentences that the report must print under the table for this case."""
         return []
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        """Run under the framework's own profiler, and return what its operators took.
+
+        Inputs are bound. All of `iterate(once)` is to be seen by the profiler, and nothing else: it calls `once()`,
+        which does what `execute()` and `synchronize()` do, several times.
+
+        Raises:
+            UnsupportedError: The framework has no profiler, or none for this engine.
+        """
+        from harness.errors import UnsupportedError
+
+        raise UnsupportedError(f"{self.provider} does not say what its operators take")
 
     @abstractmethod
     def save(self, engine_dir: Path) -> None:
@@ -348,7 +365,9 @@ __all__ = [
     "Model",
     "ModelOptions",
     "OnnxLimits",
+    "OperatorTime",
     "Preprocessing",
+    "Profile",
     "PublicWeights",
     "ReferenceModel",
     "Report",

@@ -9,7 +9,7 @@ from harness import environment, registry
 from harness.conversion import Calibration
 from harness.export import DEFAULT_OPSET, INPUT_SETS
 from harness.modelspec import BATCH
-from harness.plan import FP32, Variant
+from harness.plan import FP32, Variant, chosen_for
 from harness.records import Case, Settings, Workload
 
 DEFAULT_TIMEOUT_S = 900.0
@@ -58,8 +58,8 @@ def reproduce(settings: Settings, workload: Workload, variant: Variant) -> str:
     words += ["--weights", settings.weights] if settings.weights else []
     words += ["--inputs", settings.inputs] if settings.inputs else []
     words += ["--cpus", settings.cpus] if settings.cpus else []
-    if variant.backend in settings.pythons:
-        words += ["--python", f"{variant.backend}={settings.pythons[variant.backend]}"]
+    if (python := chosen_for(variant, settings.pythons)) is not None:
+        words += ["--python", f"{variant.item}={python}"]
     words += ["--calibration", settings.calibration] if settings.calibration else []
     words += ["--dataset", settings.dataset] if settings.dataset else []
     if settings.dataset and settings.max_samples != DEFAULT_SAMPLES:

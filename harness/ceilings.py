@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from harness.errors import UsageError
 from harness.launcher import Launcher
 from harness.paths import cache_root, make_folder, write_atomically
 from harness.precisions import parse_precisions
-from harness.records import Ceiling, Environment
+from harness.records import Ceiling, Environment, Run
 from harness.store import now_utc
 
 FILE = "ceilings.json"
@@ -81,6 +82,14 @@ def of_machine(machine: Environment, devices: Sequence[str], known: Sequence[Cei
             own = [published(device, name, sheet)]
         found += own
     return found
+
+
+def with_ceilings(run: Run) -> Run:
+    """Return a run with the ceilings of its devices where they became known on this machine only after it."""
+    if run.ceilings or run.environment.hostname != socket.gethostname():
+        return run
+    devices = list(dict.fromkeys(workload.device for workload in run.workloads))
+    return msgspec.structs.replace(run, ceilings=of_machine(run.environment, devices, stored()))
 
 
 def published(device: str, name: str, sheet: Datasheet) -> Ceiling:

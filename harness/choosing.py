@@ -25,12 +25,13 @@ LIMITS: tuple[tuple[str, str, click.ParamType[Any], str], ...] = (
     ("--max-energy", "energy", Amount(), "Most millijoules of the GPU that one inference may take."),
     ("--max-engine", "engine", Bytes(), "Largest saved engine."),
     ("--min-agreement", "agreement", Share(), "Least top-1 agreement of a classifier with its reference: 99%."),
+    ("--min-accuracy", "accuracy", Share(), "Least accuracy on the run's --dataset, by its leading metric: 0.75, 96%."),
     ("--max-cost", "cost", Amount(), "Most that a million items may cost; needs --price."),
 )
 """Option, metric, type and help."""
 OBJECTIVES = (
     *("latency", "latency-p95", "latency-p99", "host-to-host", "device-latency", "throughput"),
-    *("compile", "warm-load", "memory", "device-memory", "energy", "engine", "drift", "cost"),
+    *("compile", "warm-load", "memory", "device-memory", "energy", "engine", "drift", "accuracy", "cost"),
 )
 
 
@@ -75,6 +76,7 @@ def recommend(run: str, out: Path, save: Path | None, as_json: bool, **given: An
       harness recommend
       harness recommend last --max-latency-p99 20ms --max-compile 10m --max-memory 8GB
       harness recommend --objective throughput --max-drift 1e-3 --json
+      harness recommend --min-accuracy 96%
       harness recommend --objective cost --price 0.60
       harness recommend last --save deploy/
 

@@ -22,13 +22,16 @@ from harness.ceilings_command import ceilings
 from harness.choosing import recommend
 from harness.claims_command import claims
 from harness.cli_drift import localize, sensitivity
+from harness.cli_profile import profile
 from harness.environments.cli import env
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
 from harness.history.cli_check import check
+from harness.history.publish_command import publish
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
+from harness.plotting_command import plot
 from harness.suite_cli import init, run
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -214,7 +217,7 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
     return OK
 
 
-for _command in (run, init, recommend):
+for _command in (run, init, plot, recommend):
     cli.add_command(_command)
 
 
@@ -273,7 +276,7 @@ def export(**given: Any) -> int:
       harness export --model resnet50 --batch 4 --to resnet50-b4
       harness export --model bert-base --dim sequence=512 --weights pretrained
     """
-    from harness.commands import run_export
+    from harness.exporting import run_export
 
     run_export(given)
     return OK
@@ -321,7 +324,7 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool, environmen
     return OK
 
 
-for _command in (env, localize, sensitivity, check, bisect, *history.COMMANDS):
+for _command in (env, profile, localize, sensitivity, check, bisect, *history.COMMANDS, publish):
     cli.add_command(_command)
 
 

@@ -11,10 +11,8 @@ from typing import Any
 
 import click
 import msgspec
-from tabulate import tabulate
 
 from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
-from harness.artifact import MANIFEST, Artifact
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.contradictions import refuse_conflicts, settled
@@ -22,18 +20,17 @@ from harness.devices import AUTO, parse_devices, parse_targets
 from harness.engines import in_use
 from harness.environments import preparing
 from harness.errors import StoreError, UsageError
-from harness.evaluation import refuse_models
-from harness.export import Recipe, ensure_artifact
+from harness.export import Recipe
 from harness.formats import Wanted
 from harness.history.keeping import keep
 from harness.history.location import locate
-from harness.launcher import Launcher
 from harness.modelspec import BATCH, ModelSpec
-from harness.paths import cache_root, make_folder, users_path
+from harness.paths import users_path
 from harness.plan import asked_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
 from harness.records import Environment, Run, Settings
+from harness.sources import calibration_source, dataset_source
 from harness.store import RunFolder, find_run, load_run, now_utc
 from harness.summarize import summarize
 from harness.workloads import asked_models, parse_dims, parse_shapes, plan_workloads, refuse_unknown, sweep
@@ -110,6 +107,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]
+    dataset = dataset_source(given["dataset"], specs) if given["dataset"] else None
     settings = Settings(
         models=models,
         suite=given["suite"],
@@ -118,10 +116,10 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
         cases=[],
         devices=tuple(devices),
         precisions=parse_precisions(given["precisions"]),
-        calibration=calibration_path(given["calibration"]),
+        calibration=calibration_source(given["calibration"], specs, dataset),
         calibration_samples=given["calibration_samples"],
         calibration_method=given["calibration_method"],
-        dataset=_dataset(given["dataset"], specs),
+        dataset=dataset,
         max_samples=given["max_samples"],
         device_chosen=given["devices"] != AUTO,
         targets=parse_targets(given["target"], given["card"]),
@@ -181,28 +179,6 @@ def begun(run: Run, out: Path, label: str) -> tuple[RunFolder, Run]:
         folder.path.rmdir()  # nothing is in it yet
         raise
     return folder, run
-
-
-def calibration_path(path: str | None) -> str | None:
-    """Return the absolute path of the user's calibration inputs.
-
-    Raises:
-        UsageError: They are not there.
-    """
-    if path is None:
-        return None
-    if not users_path(path).exists():
-        raise UsageError(f"--calibration {path}: there is no such file", hint="it takes an .npz file or a folder")
-    return str(users_path(path))
-
-
-def _dataset(text: str | None, specs: list[ModelSpec]) -> str | None:
-    if text is None:
-        return None
-    kind, colon, paths = text.partition(":")
-    absolute = ",".join(str(users_path(path)) for path in paths.split(",")) if paths else ""
-    refuse_models(f"{kind}{colon}{absolute}", specs)
-    return f"{kind}{colon}{absolute}"
 
 
 def _amounts(given: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +263,7 @@ def machine_of(of: Environment) -> tuple[object, ...]:
 def run_show(name: str, out: Path, wanted: list[Wanted], *, verbose: bool) -> None:
     """Carry out `harness show`."""
     formats.check(wanted)
-    run = load_run(find_run(name, out))
+    run = ceilings.with_ceilings(load_run(find_run(name, out)))
     formats.emit(summarize(run), wanted)
     if verbose:
         _print_tracebacks(run)
@@ -298,54 +274,6 @@ def _print_tracebacks(run: Run) -> None:
         for name, failure in [(workload.key, workload.failure), *((case.id, case.failure) for case in workload.cases)]:
             if failure is not None and failure.traceback:
                 click.echo(f"\n{workload.key}, {name}:\n{failure.traceback}", err=True)
-
-
-def run_export(given: dict[str, Any]) -> None:
-    """Carry out `harness export`."""
-    specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())
-    if len(specs) > 1:
-        raise UsageError(f"harness export takes one model, and there are {len(specs)}")
-    spec = specs[0]
-    recipe = one_recipe(given, spec)
-    target: Path | None = given["to"]
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not an empty folder", hint="choose another --to")
-    if target is not None:
-        make_folder(target, "the folder", hint="choose another --to")
-    launcher = Launcher(
-        logs=cache_root() / "logs",
-        threads=given["threads"] or environment.default_threads(),
-        memory_limit_bytes=environment.default_memory_limit(),
-        timeout_s=3600.0,
-    )
-    with Narrator(quiet=given["quiet"]) as narrator, launcher:
-        narrator.doing(f"exporting {spec.label}")
-        artifact, cached = ensure_artifact(
-            recipe, launcher, on_progress=narrator.detail, say=narrator.done, refresh=given["refresh"]
-        )
-    if target is not None:
-        _copy(artifact, target)
-    manifest = artifact.manifest
-    checked = (
-        "unchecked: ONNX Runtime is not installed" if manifest.onnx_max_abs is None else f"{manifest.onnx_max_abs:.3g}"
-    )
-    click.echo(
-        tabulate(
-            [
-                ("folder", target or artifact.folder),
-                ("hash", artifact.hash),
-                ("parameters", f"{manifest.parameters:,}"),
-                ("opset", manifest.opset),
-                ("weights", manifest.weights),
-                ("inputs", ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in manifest.inputs[:4])),
-                ("export", "from the cache" if cached else f"{manifest.export_s:.1f} s"),
-                (f"largest difference to {manifest.reference}", checked),
-                ("reference deterministic", "yes" if manifest.deterministic else "no"),
-                ("float64 golden values", "yes" if manifest.golden else "no"),
-            ],
-            tablefmt="plain",
-        )
-    )
 
 
 def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
@@ -371,22 +299,6 @@ def one_recipe(given: dict[str, Any], spec: ModelSpec) -> Recipe:
         seed=given["seed"],
         opset=given["opset"],
     )
-
-
-def _copy(artifact: Artifact, target: Path) -> None:
-    try:
-        shutil.copytree(artifact.folder, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        shutil.copy2(artifact.folder / MANIFEST, target)  # last, as in the cache: what lacks it is not finished
-    except OSError as exc:
-        for path in target.iterdir():
-            path.unlink()
-        raise StoreError(f"the artifact cannot be copied to {target}: {_reason(exc)}") from exc
-
-
-def _reason(exc: OSError) -> str:
-    # `shutil.Error` holds a list of (source, destination, reason): the first says enough.
-    first = exc.args[0] if exc.args else exc
-    return str(first[0][2]) if isinstance(first, list) and first else exc.strerror or str(exc)
 
 
 def exit_code(run: Run) -> int:

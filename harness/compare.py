@@ -124,11 +124,19 @@ class Comparison:
                 raise
 
     def _compare(self, page: Page, artifact: Artifact, engines: EngineStore) -> None:
-        evaluation = self._evaluations.get(page.workload.key)
         compiled = self._compile(page, artifact, engines)
+        self._work(page, artifact, compiled)
+        self._tidy(page, engines)
+
+    def _work(self, page: Page, artifact: Artifact, compiled: dict[str, Compiled]) -> None:
+        """Do with the engines what they were compiled for."""
         Measuring(page, artifact, self._settings, self._launcher, self._say).measure(compiled)
+        evaluation = self._evaluations.get(page.workload.key)
         if evaluation is not None:
             evaluation.run(compiled)
+
+    def _tidy(self, page: Page, engines: EngineStore) -> None:
+        """Keep engines that run, the newest of each kind."""
         for case in page.workload.cases:
             sound = case.failure is None or case.status == "drifted"
             for folder in [build.engine for build in case.builds] or [case.engine or ""]:

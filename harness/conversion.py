@@ -10,6 +10,7 @@ import msgspec
 
 from harness import protocol
 from harness.artifact import Artifact, Manifest, sha256
+from harness.datasets import KINDS
 from harness.derived import ensure_derived, named
 from harness.environment import library_versions
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
@@ -17,7 +18,19 @@ from harness.launcher import Launcher, OnProgress
 from harness.paths import FREE_SPACE
 from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
 
-WORKER_HALF = ("converter", "domains", "inputs", "images", "masks", "narrowing", "weights")
+WORKER_HALF = (
+    "calibrating",
+    "converter",
+    "datasets",
+    "domains",
+    "halving",
+    "inputs",
+    "images",
+    "masks",
+    "narrowing",
+    "quantising",
+    "weights",
+)
 """Modules of ours on which every conversion depends."""
 
 
@@ -25,7 +38,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """How the scales of a quantised graph are found."""
 
     source: str | None = None
-    """Absolute path of the user's own calibration inputs; None: drawn as the judged ones are, from another seed."""
+    """The user's own calibration inputs, as `harness.sources` has them; None: drawn, from another seed."""
     samples: int = 64
     method: str = "minmax"
 
@@ -131,6 +144,18 @@ def _contents(source: str | None) -> list[str]:
     """Return the digests of the user's calibration files: one that changed makes another graph."""
     if source is None:
         return []
-    path = Path(source)
-    files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
-    return [source, *(f"{one.name} {sha256(one)}" for one in files)]
+    kind, _, rest = source.partition(":")
+    if kind not in KINDS:
+        path = Path(source)
+        files = sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+        return [source, *(f"{one.name} {sha256(one)}" for one in files)]
+    # A data set may be all of ImageNet: the files of a folder are told by size and time, single ones by content.
+    told = [source]
+    for path in map(Path, rest.split(",")):
+        told += map(_told, sorted(path.rglob("*"))) if path.is_dir() else [f"{path.name} {sha256(path)}"]
+    return told
+
+
+def _told(file: Path) -> str:
+    status = file.stat()
+    return f"{file} {status.st_size} {status.st_mtime_ns}"

@@ -6,39 +6,35 @@ Imports onnx and its tools, so only workers import this module. `harness/convers
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from harness import inputs, protocol, registry, weights
+from harness import protocol
 from harness.artifact import Artifact
+from harness.calibrating import Reader, calibration_sets
 from harness.domains import drop_idle
 from harness.environment import library_versions
 from harness.errors import ExportError, UnsupportedError, UsageError
+from harness.halving import beyond, halved
 from harness.masks import masking_nodes
 from harness.measure import StageClock
 from harness.narrowing import between_casts
 from harness.precisions import CONVERTERS
+from harness.quantising import PRODUCTS, make_ready, quantised_nodes
 from harness.references import failed
 
 OnStep = Callable[[str, int | None, int | None], None]
 
 ONE_FILE_BYTES = 1 << 30
 """Graphs above this get external data: protobuf ends at 2 GiB."""
-CALIBRATION_SEED = 1 << 20
-"""Added to the run's seed for drawn calibration inputs: more than there are judged sets, so that none is judged."""
 QUANTIZED_OPSET = 17
 """Scales for each channel need opset 13; older graphs are raised to this."""
 BFLOAT16_OPSET = 22
 """The first in which convolutions and their like know bfloat16."""
 FLOAT8_OPSET = 19
 """The first in which QuantizeLinear knows float8."""
-CUT = "will be truncated"
-"""What the converter says of a constant that float16 cannot hold."""
 
 
 def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
@@ -63,22 +59,18 @@ def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
 
 def _half(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:
     import onnx
-    from onnxconverter_common import float16
 
     progress("converting to float16", None, None)
     model = onnx.load(source.onnx_path)
     large = source.manifest.weights_bytes > ONE_FILE_BYTES
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
-            half = float16.convert_float_to_float16(
-                model, keep_io_types=True, disable_shape_infer=large, node_block_list=list(request.keep)
-            )
-        except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
-            raise failed("the graph cannot be converted to float16", exc) from exc
-    _save(half, target, large)
-    cut = sum(CUT in str(entry.message) for entry in said)
+    cut = beyond(model)
+    try:
+        # Shapes cannot be inferred over a graph that protobuf cannot hold in one piece.
+        half = halved(model, request.keep, infer_shapes=not large)
+        _save(half, target, large)
+        onnx.checker.check_model(target, full_check=True)
+    except Exception as exc:  # the converter raises many kinds; all mean that there is no such graph
+        raise failed("the graph cannot be converted to float16", exc) from exc
     return [f"fp16: {cut} constants of the graph do not fit into float16 and were cut to its range"] if cut else []
 
 
@@ -143,96 +135,48 @@ def _quantized(source: Artifact, target: Path, request: protocol.Convert, progre
             quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=large)
         except Exception:  # its symbolic inference fails on some graphs; where all sizes are known ONNX's own will do
             quant_pre_process(path, prepared, save_as_external_data=large, skip_symbolic_shape=True)
-        sets = _calibration(source, request)
+        make_ready(prepared)
+        masking = masking_nodes(prepared)
+        if not (chosen := [name for name in quantised_nodes(prepared) if name not in {*masking, *request.keep}]):
+            raise UnsupportedError(
+                f"no node of the graph multiplies by weights: there is nothing to do in {request.precision}"
+            )
+        sets = calibration_sets(source, request)
+        reader = Reader(sets, progress)
         kind = quantization.QuantType.QFLOAT8E4M3FN if float8 else quantization.QuantType.QInt8
         quantization.quantize_static(
             prepared,
             target,
-            _Reader(sets, progress),
+            reader,
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=not float8,
             activation_type=kind,
             weight_type=kind,
             calibrate_method=_method(quantization.CalibrationMethod, request),
-            nodes_to_exclude=[*request.keep, *masking_nodes(prepared)],
+            nodes_to_quantize=chosen,
             calibration_cache_path=request.ranges,
             use_external_data_format=large,
             # Symmetric, and biases left in float: what every backend reads, TensorRT among them.
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+            },
         )
-    where = f"{len(sets)} samples of {request.calibration}" if request.calibration else f"{len(sets)} drawn samples"
     method = "distribution" if float8 else request.method
-    return [f"{request.precision}: scales were calibrated on {where}, {method}", *sets.notes]
+    return [
+        f"{request.precision}: {len(chosen)} nodes are quantised, their scales calibrated on {len(sets)} "
+        f"{f'samples of {request.calibration}' if request.calibration else 'drawn samples'}, {method}"
+        + (f", set {reader.digest}" if reader.digest else ""),
+        *sets.notes,
+    ]
 
 
 def _method(methods: Any, request: protocol.Convert) -> Any:  # onnxruntime's enumeration
     if request.precision == "fp8":  # the only method that knows float8
         return methods.Distribution
     return {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[request.method]
-
-
-def _calibration(source: Artifact, request: protocol.Convert) -> inputs.Sets:
-    """Return the calibration inputs: the user's own, or drawn ones that no judged set can be.
-
-    Raises:
-        UsageError: They do not fit the model, there are too few, or one of them is judged too.
-    """
-    manifest = source.manifest
-    model = registry.model(manifest.model)
-    if not model.inputs:  # known only once it was built
-        weights.load(model, request.weights, manifest.dims, manifest.seed, manifest.model)
-    ask = protocol.Export(
-        model=manifest.model,
-        dims=manifest.dims,
-        weights=request.weights,
-        inputs=request.calibration,
-        seed=manifest.seed + CALIBRATION_SEED,
-        opset=manifest.opset,
-        input_sets=request.samples,
-        threads=1,
-        folder=request.folder,
-    )
-    sets = inputs.sets(model, ask, manifest.dims)
-    if request.calibration is None:
-        return sets
-    judged = [source.input_set(index) for index in range(manifest.input_sets)]
-    chosen = [index for index in range(len(sets)) if not _among(sets[index], judged)][: request.samples]
-    if not chosen:
-        raise UsageError(
-            f"--calibration {request.calibration} holds the judged inputs only", hint="calibrate on other samples"
-        )
-    left = len(sets) - len(chosen)
-    notes = [
-        *sets.notes,
-        *([f"{left} calibration samples were left out: judged too, or more than asked for"] if left else []),
-    ]
-    return inputs.Sets(count=len(chosen), make=lambda index: sets[chosen[index]], files=sets.files, notes=notes)
-
-
-def _among(one: Mapping[str, np.ndarray], others: list[dict[str, np.ndarray]]) -> bool:
-    return any(all(np.array_equal(array, other[name]) for name, array in one.items()) for other in others)
-
-
-class _Reader:
-    """What ONNX Runtime's calibration pulls samples from; it needs `get_next` only."""
-
-    def __init__(self, sets: inputs.Sets, progress: OnStep) -> None:
-        self._next = 0
-        self._sets = sets
-        self._progress = progress
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        if self._next == len(self._sets):
-            return None
-        self._progress("calibrating", self._next + 1, len(self._sets))
-        self._next += 1
-        return self._sets[self._next - 1]
-
-    def __len__(self) -> int:
-        return len(self._sets)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        raise NotImplementedError  # asked for only where samples are read in strides, which we do not ask for
 
 
 @contextmanager

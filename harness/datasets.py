@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'harness[datasets]'"
 TOP = 5
 CLASSES_FILE = "classes.txt"
+DIGITS = "digits"
+KINDS = (DIGITS, "folder", "coco", "pairs")
+"""What stands before the colon of `--dataset`."""
 LISTED = 3
 
 
@@ -244,7 +246,7 @@ def open_dataset(text: str) -> Dataset:
     from harness.sentence_pairs import SentencePairs
 
     kinds: dict[str, type[Dataset]] = {
-        "digits": DigitImages,
+        DIGITS: DigitImages,
         "folder": ImageFolder,
         "coco": CocoDetection,
         "pairs": SentencePairs,
@@ -252,7 +254,7 @@ def open_dataset(text: str) -> Dataset:
     kind, _, rest = text.partition(":")
     if kind not in kinds:
         raise registry.unknown("kind of data set", kind, kinds)
-    if bool(rest) == (kind == "digits"):
+    if bool(rest) == (kind == DIGITS):
         forms = "digits, folder:PATH, coco:ANNOTATIONS.json,IMAGES, pairs:FILE.tsv"
         raise UsageError(f"--dataset {text} is incomplete or has too much", hint=f"known are {forms}")
     return kinds[kind](text)
@@ -281,10 +283,15 @@ def image_input(manifest: Manifest, text: str) -> Preprocessing:
     wanted = registry.model(manifest.model).preprocessing
     (spec, *others) = manifest.inputs
     if wanted is None or others or len(spec.shape) != 4 or spec.shape[1] != 3:
-        raise UsageError(f"--dataset {text}: {manifest.model.label} takes no images")
+        label = manifest.model.label
+        if manifest.model.kind == "reference" or wanted is not None:
+            raise UsageError(f"--dataset {text}: {label} takes no images")
+        raise UsageError(
+            f"--dataset {text}: nothing says how an image becomes the input of {label}",
+            hint=f"--model {label}:images=imagenet, or letterbox, or crop",
+        )
     height, width = spec.shape[2:]
-    if wanted.resize == "letterbox":
-        return replace(wanted, height=height, width=width)
+    wanted = images.sized(wanted, height, width)
     if (wanted.height, wanted.width) != (height, width):
         raise UsageError(
             f"--dataset {text}: images become {wanted.height}x{wanted.width}, and {spec.name} is {height}x{width}"

@@ -18,7 +18,7 @@ import msgspec
 from harness import devices, environment
 from harness.artifact import Artifact
 from harness.cli import GATE_FAILED, NO_RESULT, OK
-from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
+from harness.commands import DEFAULT_MODEL, one_recipe
 from harness.conversion import Calibration, ensure_converted
 from harness.devices import AUTO, parse_devices
 from harness.environments.preparing import check_variant, ensure_variant
@@ -32,6 +32,7 @@ from harness.plan import Variant, parse_variants
 from harness.precisions import CONVERTED, PRECISIONS, parse_precisions
 from harness.probing import Asked, Bench, GraphLab
 from harness.progress import Narrator
+from harness.sources import calibration_source
 from harness.store import RunFolder
 from harness.trials import Advising
 from harness.trials import text as advice_text
@@ -141,7 +142,7 @@ def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
         device_chosen=given["devices"] != AUTO,
         threads=threads,
         calibration=Calibration(
-            source=calibration_path(given["calibration"]),
+            source=calibration_source(given["calibration"], specs),
             samples=given["calibration_samples"],
             method=given["calibration_method"],
         ),

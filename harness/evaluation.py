@@ -9,20 +9,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from harness import protocol, registry
+from harness import protocol
 from harness.artifact import Artifact, read_tensors, write_tensors
 from harness.compiling import Compiled
 from harness.datasets import Dataset, open_dataset
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.launcher import Launcher, Worker
 from harness.ledger import Page
-from harness.modelspec import ModelSpec
 from harness.paths import FREE_SPACE, make_folder
 from harness.progress import Narrator
 from harness.records import Accuracy, Case, Settings
 from harness.refusals import refuse_elsewhere
 from harness.rounds import Seat, describe
 from harness.scoring import Scored, score
+from harness.sources import refuse_model
 
 BROKEN_AT_MOST = 0.01
 """Share of the samples that may be unreadable."""
@@ -30,22 +30,6 @@ STEP = 256
 """Samples that a worker is asked for at a time: the time limit is for so many."""
 ANSWERS, SAMPLES = "answers", "samples"
 SHOWN = 3
-
-
-def refuse_models(text: str, specs: list[ModelSpec]) -> None:
-    """Open a data set and hold it against the models, as far as that is possible before an export.
-
-    Raises:
-        UsageError: It cannot be read, or its labels are of another kind than a model's answers.
-    """
-    dataset = open_dataset(text)
-    for spec in specs:
-        _refuse_model(dataset, spec)
-
-
-def _refuse_model(dataset: Dataset, spec: ModelSpec) -> None:
-    if spec.kind == "reference":  # what a user's own model answers shows in its outputs only
-        dataset.refuse_model(registry.model(spec), spec.label)
 
 
 class Evaluation:
@@ -66,7 +50,7 @@ class Evaluation:
         self._page, self._artifact, self._settings = page, artifact, settings
         self._launcher, self._say, self._folder = launcher, narrator, folder
         self._dataset: Dataset = open_dataset(settings.dataset)
-        _refuse_model(self._dataset, artifact.manifest.model)
+        refuse_model(self._dataset, artifact.manifest.model)
         self._dataset.refuse_artifact(artifact.manifest)
         self._samples = self._screen()
 

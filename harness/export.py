@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from harness import protocol, registry
 from harness.artifact import MANIFEST, Artifact, Manifest, TensorSpec, sha256
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UsageError
-from harness.launcher import Launcher, OnProgress
+from harness.launcher import Launcher, OnProgress, Worker
 from harness.memory import on_disk
 from harness.modelspec import ModelSpec
 from harness.paths import FREE_SPACE, cache_root, make_folder, write_atomically
@@ -203,7 +203,7 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
             with launcher.start("export-check") as worker:
                 log = str(worker.log)
                 check = protocol.Check(folder=str(part), input_sets=exported.input_sets, threads=launcher.threads)
-                max_abs = worker.call(check, protocol.Checked, timeout_s=launcher.timeout_s).max_abs
+                max_abs = _checked(worker, check, launcher.timeout_s, deterministic=exported.deterministic)
     except (UsageError, StoreError, OutOfMemory) as exc:
         exc.log = exc.log or (log if isinstance(exc, OutOfMemory) else None)
         raise
@@ -217,6 +217,23 @@ def _export_into(part: Path, recipe: Recipe, launcher: Launcher, on_progress: On
         raise failure from exc
     manifest = _manifest(recipe, exported, max_abs, part)
     write_atomically(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+def _checked(worker: Worker, check: protocol.Check, timeout_s: float, *, deterministic: bool) -> float | None:
+    """Return how far the ONNX file is from the module.
+
+    Raises:
+        ExportError: Too far; the message says so where the module differs from itself.
+    """
+    try:
+        return worker.call(check, protocol.Checked, timeout_s=timeout_s).max_abs
+    except ExportError as exc:
+        if deterministic:
+            raise
+        raise ExportError(
+            f"the model is not deterministic: it gave two different outputs for the same inputs, and {exc.message}",
+            hint="take random numbers, such as a dropout that eval() does not end, out of forward",
+        ) from exc
 
 
 def _manifest(recipe: Recipe, exported: protocol.Exported, max_abs: float | None, part: Path) -> Manifest:

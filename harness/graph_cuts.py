@@ -50,7 +50,7 @@ def survey(request: protocol.Survey) -> protocol.Surveyed:
     compiled, reference = pair.compiled, pair.reference
     tensors = []
     deterministic = True
-    for names in _batches(pair.shared, reference):
+    for names in batches(pair.shared, reference):
         values, again = reference.run(names, inputs), reference.run(names, inputs)
         for name in names:
             deterministic &= np.array_equal(values[name], again[name], equal_nan=True)
@@ -319,7 +319,8 @@ def _described(name: str, node: Any, position: int, parents: list[str], value: n
     )
 
 
-def _batches(names: list[str], reference: Reference) -> Iterator[list[str]]:
+def batches(names: list[str], reference: Reference) -> Iterator[list[str]]:
+    """Part tensors so that the values of each part fit in memory together."""
     batch: list[str] = []
     size = 0
     for name in names:

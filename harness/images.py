@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 GREY = 114
 """What a letterbox is padded with: the value that YOLO models are trained with."""
 SIXTEEN_BITS = 65535.0
+CROPPED_FROM = 256 / 224
+"""The shorter side is resized to this times what is cropped, as classifiers of ImageNet are judged."""
+
+
+def sized(preprocessing: Preprocessing, height: int, width: int) -> Preprocessing:
+    """Return how an image becomes an input of this size, where the model leaves that open."""
+    if preprocessing.height and preprocessing.resize == "crop":
+        return preprocessing
+    return replace(preprocessing, height=height, width=width, resize_to=round(min(height, width) * CROPPED_FROM))
 
 
 def read(path: Path, preprocessing: Preprocessing) -> np.ndarray:

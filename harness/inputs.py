@@ -71,14 +71,14 @@ class Sets:
         return self.make(index)
 
 
-def sets(model: Model, request: protocol.Export, dims: Mapping[str, int]) -> Sets:
-    """Return the sets that a request asks for: the user's own, or drawn ones.
+def sets(model: Model, request: protocol.Export, dims: Mapping[str, int], most: int = SETS_AT_MOST) -> Sets:
+    """Return the sets that a request asks for: the user's own, `most` of them, or drawn ones.
 
     Raises:
         UsageError: The user's own do not fit the model.
     """
     if request.inputs is not None:
-        return _read(Path(request.inputs), model.inputs, dims, model.preprocessing)
+        return _read(Path(request.inputs), model.inputs, dims, model.preprocessing, most)
     examples: Tensors | None = None
     said = []
     if isinstance(model, ExampleModel) and model.examples:
@@ -108,13 +108,19 @@ def read(
     return [found[index] for index in range(len(found))]
 
 
-def _read(path: Path, specs: Sequence[InputSpec], dims: Mapping[str, int], preprocessing: Preprocessing | None) -> Sets:
+def _read(
+    path: Path,
+    specs: Sequence[InputSpec],
+    dims: Mapping[str, int],
+    preprocessing: Preprocessing | None,
+    most: int = SETS_AT_MOST,
+) -> Sets:
     arrays, pictures = _files(path)
     if arrays and pictures:
         raise UsageError(f"{path} holds both {ARRAYS} files and images", hint="put them in folders of their own")
     if pictures:
-        return _from_images(path, pictures, specs, dims, preprocessing)
-    used = arrays[:SETS_AT_MOST]
+        return _from_images(path, pictures, specs, dims, preprocessing, most)
+    used = arrays[:most]
     left = [f"the first {len(used)} of {len(arrays)} input files are used"] if len(arrays) > len(used) else []
     return _given([_checked(file, _arrays(file, specs), specs, dims) for file in used], used, left)
 
@@ -215,6 +221,7 @@ def _from_images(
     specs: Sequence[InputSpec],
     dims: Mapping[str, int],
     preprocessing: Preprocessing | None,
+    most: int,
 ) -> Sets:
     if preprocessing is None or len(specs) != 1:
         raise UsageError(
@@ -223,11 +230,13 @@ def _from_images(
         )
     spec = specs[0]
     shape = spec.at(dims)
+    if not preprocessing.height and len(shape) == 4:
+        preprocessing = images.sized(preprocessing, *shape[2:])
     item = (3, preprocessing.height, preprocessing.width)
     if shape[1:] != item:
         raise UsageError(f"{path}: images become {list(item)}, input '{spec.name}' takes {list(shape[1:])}")
     batch = shape[0]
-    count = min(len(pictures) // batch, SETS_AT_MOST)
+    count = min(len(pictures) // batch, most)
     if not count:
         raise UsageError(f"{path}: expected at least {batch} images for one batch, got {len(pictures)}")
     used = pictures[: count * batch]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from harness.api import Session
+    from harness.operators import Profile
 
 Boundary = Literal["compute", "device", "host-to-host"]
 """What lies between two readings of a clock.
@@ -171,6 +172,26 @@ def sample_device(
     pairs: list[tuple[int, int]] = []
     _repeat(lambda: pairs.append(timer.once(session)), pairs, min_iterations, min_seconds)
     return [device for device, _ in pairs], [enqueue for _, enqueue in pairs]
+
+
+def profile(session: Session, *, iterations: int) -> tuple[Profile, list[int]]:
+    """Run a session under its framework's own profiler; return what that says, and how long each iteration took.
+
+    These iterations hold what the profiler costs: they are no latency, and only its share of them means anything.
+
+    Raises:
+        UnsupportedError: The framework has no profiler.
+        RunError: The session failed.
+    """
+    durations: list[int] = []
+
+    def iterate(once: Callable[[], None]) -> None:
+        for _ in range(iterations):
+            start = now_ns()
+            once()
+            durations.append(now_ns() - start)
+
+    return session.profile(iterate, now_ns), durations
 
 
 def _repeat(once: Callable[[], None], done: Sized, min_iterations: int, min_seconds: float) -> None:

@@ -76,11 +76,13 @@ class Model(ABC):
     """How outputs are judged beyond their elements; see `harness.agreement`. `tensor`: not at all."""
     preprocessing: Preprocessing | None = None
     """For `--inputs` with images; None where the model takes none."""
+    tokenizer_file: Path | None = None
+    """What the user named; see `harness.declared`."""
 
     @property
     def tokenizer(self) -> Path | None:
         """The `tokenizer.json` that makes the model's input ids of text; None where there is none here."""
-        return None
+        return self.tokenizer_file
 
     @property
     @abstractmethod

@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from harness.declared import SETTINGS, declared
 from harness.errors import UsageError
 from harness.paths import users_path
 
@@ -39,7 +40,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """A registered name; the absolute path of a file; `ORG/NAME` or a folder's path; `package.module:callable`."""
     options: dict[str, Scalar] = {}
-    """Only what the user set, converted to the types of the model's options."""
+    """Only what the user set, converted to the types of the model's options; of an own model what it declares."""
     dims: dict[str, int] = {}
     """Free dimensions that the item itself sets; they go before those of the whole command."""
     root: str = ""
@@ -112,7 +113,11 @@ def _spec(reference: str, settings: list[str], root: Path) -> ModelSpec:
             name = str(folder)
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise UsageError(f"'{reference}' names neither ORG/NAME on the hub nor an existing folder")
-    return ModelSpec(kind=kind, name=name, dims=_dims(reference, raw), root=str(root.absolute()))
+    given = {key: raw.pop(key) for key in SETTINGS if key in raw}
+    if "tokenizer" in given:
+        given["tokenizer"] = str(users_path(given["tokenizer"], root))
+    options: dict[str, Scalar] = {**declared(reference, given)}
+    return ModelSpec(kind=kind, name=name, options=options, dims=_dims(reference, raw), root=str(root.absolute()))
 
 
 def _reference(name: str, raw: dict[str, str]) -> ModelSpec:

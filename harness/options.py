@@ -26,8 +26,8 @@ pythons = click.option(
     "--python",
     "pythons",
     multiple=True,
-    metavar="BACKEND=PATH",
-    help="Run a backend in an interpreter of your own; with a version, make its environment from that one.",
+    metavar="BACKEND[@VERSION]=PATH",
+    help="Run a backend in an interpreter of your own; make the environment of a release from that one.",
 )
 cpus = click.option("--cpus", metavar="LIST", help="CPUs of the workers: 0-3,8, physical, physical:4, node0, ...")
 opset = click.option("--opset", type=Whole(13, 25), default=18, show_default=True, help="ONNX opset.")
@@ -72,7 +72,7 @@ def subject(command: Callable[..., Any]) -> Callable[..., Any]:
                 multiple=True,
                 show_default="resnet50",
                 help="Comma-separated: a name of harness models, a .onnx or .pt2 file, package.module:factory, "
-                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny",
+                "hf:ORG/NAME. Settings after a colon: llama-decode:size=tiny, net.onnx:task=detection,images=letterbox",
             ),
             click.option(
                 "--dim",
@@ -118,9 +118,9 @@ def precision(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--calibration",
-                metavar="PATH",
-                help="Inputs to calibrate int8 and fp8 on: an .npz file, or a folder of such or of images.  "
-                "[default: drawn from the seed]",
+                metavar="PATH|SPEC",
+                help="Inputs to calibrate int8 and fp8 on: an .npz file, a folder of such or of images, or a data set "
+                "as --dataset has it.  [default: drawn from the seed]",
             ),
             click.option(
                 "--calibration-samples",

@@ -17,7 +17,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -64,6 +64,11 @@ class Variant:
             return name
         # Cut, or with characters that another id may have in the same place: the id's digest tells them apart.
         return f"{name[:SLUG_CHARACTERS]}-{hashlib.sha256(self.id.encode()).hexdigest()[:8]}"
+
+
+def chosen_for(variant: Variant, pythons: Mapping[str, str]) -> str | None:
+    """Return the interpreter that the user named for a variant: for its release, or for all of its backend."""
+    return pythons.get(variant.item) or pythons.get(variant.backend)
 
 
 def parse_variants(texts: list[str]) -> list[Variant]:

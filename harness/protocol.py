@@ -10,6 +10,8 @@ import msgspec
 
 from harness.measure import Boundary
 from harness.modelspec import ModelSpec
+from harness.operators import Node
+from harness.operators import Profile as OwnProfile
 
 Scalar = str | int | float | bool | None
 
@@ -202,6 +204,12 @@ class Sample(Request, frozen=True, kw_only=True):
     min_seconds: float
 
 
+class Profile(Request, frozen=True, kw_only=True):
+    """Run under the backend's own profiler, on bound inputs."""
+
+    iterations: int
+
+
 AnyRequest = (
     Probe
     | Export
@@ -222,6 +230,7 @@ AnyRequest = (
     | Save
     | WarmUp
     | Sample
+    | Profile
 )
 
 
@@ -391,6 +400,16 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     durations_ns: list[int]
     enqueue_ns: list[int] = []
     """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
+
+
+class Profiled(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Profile`."""
+
+    profile: OwnProfile
+    durations_ns: list[int]
+    """One an iteration, by the harness' clock, with the profiler at work."""
+    nodes: list[Node]
+    """Of the graph that was compiled; empty where onnx, which reads it, is not installed."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="is", tag=lambda name: name.lower()):

@@ -393,7 +393,7 @@ class Settings(Record, frozen=True, kw_only=True):
     asked: list[str] = []
     """The values of `--backends` as they were given."""
     pythons: dict[str, str] = {}
-    """Backend -> path of the user's own interpreter for it."""
+    """Backend, or `NAME@VERSION`, -> path of the user's own interpreter for it."""
     opset: int = 18
     cold: bool = False
     """Compile anew even where an engine of an earlier run fits."""

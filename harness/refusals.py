@@ -32,7 +32,23 @@ def refuse_unsupported(spec: CaseSpec, chosen: bool) -> None:
     kind = devices.kind(spec.device)
     if spec.precision not in capabilities.precisions_on(kind):
         able = ", ".join(capabilities.precisions_on(kind))
-        raise UnsupportedError(f"{spec.backend} has no {spec.precision} on {kind}; it has {able}")
+        why = capabilities.lacks.get(kind, {}).get(spec.precision)
+        raise UnsupportedError(
+            f"{spec.backend} has no {spec.precision} on {kind}"
+            + (f", because {why}" if why else "")
+            + (f"; it has {able}" if not why else ""),
+            hint=_who_has(spec.precision, kind),
+        )
+
+
+def _who_has(precision: str, kind: str) -> str | None:
+    able = [
+        name
+        for name in registry.backend_names()
+        if kind in registry.backend(name).capabilities.devices
+        and precision in registry.backend(name).capabilities.precisions_on(kind)
+    ]
+    return f"backends that have it there: {', '.join(able)}" if able else None
 
 
 def refuse_unseen(spec: CaseSpec, probed: Probed) -> None:

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, cast  # Any: what a view returns is known
 
 import msgspec
 
+from harness.declared import declare
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.api import Backend, Composition, Model, ReferenceModel, Report
+    from harness.history.publishing import SiteReport
     from harness.modelspec import ModelSpec
+    from harness.plotting import Drawing
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,17 @@ VIEWS = {
     "claims-list": Entry("reports.claims:listing"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
+    "profile": Entry("reports.profile:profile"),
     "remarks": Entry("reports.gate:remarks"),
     "trends": Entry("reports.tracking:trends"),
 }
-"""How the history, the claims and a bisect are shown: functions that return text."""
+"""How the history, the claims, a bisect and profiles are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
+SITE = Entry("reports.site:SITE")
+"""The pages of a published history."""
+DRAWINGS = Entry("reports.drawings:drawings")
+"""The charts of a run, one by one."""
 
 REPORTS = {
     "csv": Entry("reports.csv:Csv"),
@@ -175,7 +183,7 @@ def model(spec: ModelSpec) -> Model:
         kind = model_class(spec.name)
         return kind(msgspec.convert(spec.options, type=kind.Options))
     own = cast("Callable[[ModelSpec], Model]", _load("kind of model", spec.kind, OWN))
-    return own(spec)
+    return declare(own(spec), spec.options)
 
 
 def default_weights(spec: ModelSpec) -> str:
@@ -211,13 +219,23 @@ def report(name: str) -> Report:
 
 
 def view(name: str) -> Callable[..., Any]:
-    """Return what turns a part of the history into text, or into what a workflow is told."""
+    """Return what turns a part of the history, or a profile, into text, or into what a workflow is told."""
     return cast("Callable[..., Any]", _load("view", name, VIEWS))
 
 
 def advice_report() -> Callable[..., str]:
     """Return what turns an `Advice` and the summary that it is drawn from into text."""
     return cast("Callable[..., str]", _load("table", "advice", {"advice": ADVICE}))
+
+
+def site() -> SiteReport:
+    """Return what draws the pages of a published history."""
+    return cast("SiteReport", _load("table", "site", {"site": SITE}))
+
+
+def drawings() -> Callable[..., list[Drawing]]:
+    """Return what turns the summary of a run into its charts."""
+    return cast("Callable[..., list[Drawing]]", _load("table", "drawings", {"drawings": DRAWINGS}))
 
 
 def install_hint(name: str) -> str:

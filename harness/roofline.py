@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from harness.records import Ceiling
+from harness.records import Ceiling, ModelInfo
 from harness.summary import CaseSummary, WorkloadSummary
 
 BITS = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
@@ -32,6 +32,25 @@ class Bound:
     ceiling: Ceiling
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spot:
+    """Where a case lies under the roof of its device: intensity by rate. Rates are in operations or bytes a second."""
+
+    intensity: float
+    """The model's operations for each byte that it must move at least."""
+    rate: float
+    """Operations over p50."""
+    peak: float
+    peak_of: str
+    """The precision whose rate of matrix products that is."""
+    bandwidth: float | None
+    """None where all that must be moved fits in caches."""
+    share: float
+    """Of its limit that it reached."""
+    by: Literal["compute", "memory"]
+    ceiling: Ceiling
+
+
 def with_limits(summary: WorkloadSummary, ceilings: Sequence[Ceiling]) -> WorkloadSummary:
     """Return a workload with the share of its limit that each case reached, where its device's ceilings are known."""
     rows = [_with_limit(row, summary, ceilings) for row in summary.rows]
@@ -40,19 +59,55 @@ def with_limits(summary: WorkloadSummary, ceilings: Sequence[Ceiling]) -> Worklo
 
 def bound(row: CaseSummary, summary: WorkloadSummary, ceilings: Sequence[Ceiling]) -> Bound | None:
     """Return the least time of one iteration of a case; None where something that it needs is not known."""
-    info, case = summary.workload.info, row.case
-    ceiling = next((one for one in ceilings if one.device == case.device and one.threads in (None, case.threads)), None)
+    info, ceiling = summary.workload.info, _ceiling(row, ceilings)
     if info is None or ceiling is None:
         return None
     found: list[Bound] = []
-    # An engine may compute in float32 whatever it was asked for: the faster of the two holds.
-    rate = max(ceiling.matrix.get(precision, 0.0) for precision in ("fp32", case.precision))
+    rate, _ = _peak(ceiling, row.case.precision)
     if info.gflop and rate:
         found.append(Bound(seconds=info.gflop * 1e9 / rate, by="compute", ceiling=ceiling))
-    moved = (info.least_bytes or 0) * BITS.get(case.precision, 32) / 32
+    moved = _moved(info, row.case.precision)
     if (speed := _memory_rate(ceiling, moved)) is not None:
         found.append(Bound(seconds=moved / speed, by="memory", ceiling=ceiling))
     return max(found, key=lambda one: one.seconds, default=None)
+
+
+def spot(row: CaseSummary, summary: WorkloadSummary, ceilings: Sequence[Ceiling]) -> Spot | None:
+    """Return where a measured case lies in a roofline; None where something that it needs is not known."""
+    info, limit = summary.workload.info, bound(row, summary, ceilings)
+    if info is None or limit is None or row.compute is None or row.compute.p50.value <= 0:
+        return None
+    moved, seconds = _moved(info, row.case.precision), row.compute.p50.value / 1e9
+    peak, peak_of = _peak(limit.ceiling, row.case.precision)
+    if not info.gflop or not moved or not peak:
+        return None
+    return Spot(
+        intensity=info.gflop * 1e9 / moved,
+        rate=info.gflop * 1e9 / seconds,
+        peak=peak,
+        peak_of=peak_of,
+        bandwidth=_memory_rate(limit.ceiling, moved),
+        share=limit.seconds / seconds,
+        by=limit.by,
+        ceiling=limit.ceiling,
+    )
+
+
+def _ceiling(row: CaseSummary, ceilings: Sequence[Ceiling]) -> Ceiling | None:
+    case = row.case
+    return next((one for one in ceilings if one.device == case.device and one.threads in (None, case.threads)), None)
+
+
+def _peak(ceiling: Ceiling, precision: str) -> tuple[float, str]:
+    """Return the rate of matrix products, and of which precision it is.
+
+    An engine may compute in float32 whatever it was asked for: the faster of the two holds.
+    """
+    return max((ceiling.matrix.get(each, 0.0), each) for each in ("fp32", precision))
+
+
+def _moved(info: ModelInfo, precision: str) -> float:
+    return (info.least_bytes or 0) * BITS.get(precision, 32) / 32
 
 
 def _memory_rate(ceiling: Ceiling, moved: float) -> float | None:

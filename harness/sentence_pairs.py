@@ -74,6 +74,12 @@ class SentencePairs(Dataset):
             raise UsageError(f"--dataset {self.text}: there is no tokenizer for {name}", hint="--model minilm-l6")
 
     def refuse_artifact(self, manifest: Manifest) -> None:
+        if registry.model(manifest.model).tokenizer is None:
+            name = manifest.model.label
+            raise UsageError(
+                f"--dataset {self.text}: there is no tokenizer for {name}",
+                hint=f"--model {name}:tokenizer=path/to/tokenizer.json",
+            )
         output_of(manifest, lambda shape: len(shape) == 2, "embeddings of shape (batch, width)", self.text)
         if unknown := [spec.name for spec in manifest.inputs if spec.name not in (IDS, MASK, KINDS)]:
             raise UsageError(f"--dataset {self.text}: nothing is known for the input {', '.join(unknown)}")

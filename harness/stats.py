@@ -107,6 +107,8 @@ def fit_levels(tables: Floats) -> Levels:
     """
     seen = ~np.isnan(tables)
     seen &= _connected(seen)[..., None]
+    # Alone in a round, a case says nothing of any other; its residual, exactly zero, would make the noise look smaller.
+    seen &= seen.sum(-2, keepdims=True) > 1
     values = np.where(seen, tables, 0.0)
     cells = seen.sum((-1, -2))
     freedom = _freedom(seen)

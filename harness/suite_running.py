@@ -242,6 +242,6 @@ def _summarize(parts: Sequence[Part], codes: dict[tuple[str, ...], int]) -> None
         for part in parts
     ]
     click.echo(f"\n{tabulate(rows, headers=['suite', 'outcome'])}", err=True)
-    left = [name for part in parts if codes.get(part.suites, INTERRUPTED) == INTERRUPTED for name in part.suites]
+    left = [name for part in parts if part.suites not in codes for name in part.suites]
     if left:
-        click.echo(f"what is left: harness run {' '.join(left)}", err=True)
+        click.echo(f"what was not begun: harness run {' '.join(left)}", err=True)

@@ -34,6 +34,7 @@ from harness.measure import (
     DeviceTimer,
     StageClock,
     can_time_devices,
+    profile,
     run_once,
     sample,
     sample_device,
@@ -256,6 +257,16 @@ class Worker:
             session, self._timer, min_iterations=request.min_iterations, min_seconds=request.min_seconds
         )
         return protocol.Samples(durations_ns=durations_ns, enqueue_ns=enqueue_ns)
+
+    def _profile(self, request: protocol.Profile) -> protocol.Profiled:
+        session, artifact = self._opened()
+        found, durations_ns = profile(session, iterations=request.iterations)
+        nodes = []
+        if not _missing("onnx"):
+            from harness.graph_nodes import read_graph
+
+            nodes = read_graph(artifact.onnx_path).listed()
+        return protocol.Profiled(profile=found, durations_ns=durations_ns, nodes=nodes)
 
     def _opened(self) -> tuple[Session, Artifact]:
         if self._session is None or self._artifact is None:

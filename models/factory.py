@@ -16,6 +16,7 @@ The contract:
   `batch` where it is the first and has its size, and to another dimension where it alone has that size.
   A parameter called `seed` is passed the run's seed; all others keep their defaults.
 - `forward` returns a tensor, a tuple or list of tensors, or a dict of them, whose keys then name the outputs.
+- What it cannot say of itself stands after it: `package.module:make:task=classification,images=imagenet`.
 - The weights are those that the module has when it is returned. It is put in eval mode, on the CPU.
 - Input set 0 is the example; the other sets hold the elements of each input in another, seeded order.
 - The export is made again when one of the Python files below that folder changes that were imported for it. Files that

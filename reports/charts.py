@@ -1,4 +1,4 @@
-"""Charts of a workload: what each shows, and how it is drawn on matplotlib's axes, which are passed in.
+"""Charts of a workload and of a sweep: what each shows, and how it is drawn.
 
 Cases keep their colour over all charts of a workload; dashes, markers and hatches tell them apart too.
 """
@@ -7,65 +7,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any  # matplotlib's axes: it is not imported here
 
 import numpy as np
 
 from harness import ratios
 from harness.advice import distance
-from harness.records import CONTROL
+from harness.records import CONTROL, Ceiling
 from harness.summary import CaseSummary, WorkloadSummary
 from reports.blocks import Plot
+from reports.charting import (
+    BACK,
+    BELOW,
+    COLORS,
+    GRID,
+    LEGEND_ROW,
+    MUTED,
+    NAME_CHARACTERS,
+    SERIES,
+    Chart,
+    around,
+    legend_below,
+    name_rows,
+    places,
+    room,
+    short,
+    shown,
+    spread,
+    style,
+)
 from reports.formatting import clean, duration, scientific, shorten, significant, size, time_unit
+from reports.roofline_chart import roofline
 
-INSTALL = "pip install 'harness[plots]'"
-SERIES = 8
-"""Cases that a chart of lines shows: the fastest, and always the baseline."""
 POINTS = 160
 """Of a line of a distribution."""
 TAIL = 0.995
 """Share of the samples that the axis of a distribution reaches."""
-NAME_CHARACTERS = 28
-BELOW = 0.55
-"""Inches for the numbers and the title of an axis."""
 STAGES = ("import", "load", "tune", "build", "compile", "first_run", "second_run", "save")
 """In the order in which they happen; `compile` is what is left of it beside its parts."""
 PARTS = ("load", "tune", "build")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vPX*"
-
-INK, MUTED, GRID, BACK = "#010101", "#010102", "#010103", "#010104"
-COLORS = tuple(f"#0200{index:02x}" for index in range(1, SERIES + 1))
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", BACK: "--back"} | {
-    color: f"--s{index}" for index, color in enumerate(COLORS, 1)
-}
-"""Placeholder -> the CSS variable that takes its place."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One picture."""
-
-    key: str
-    title: str
-    caption: str
-    """How to read it."""
-    summary: str
-    """What it shows, for those who do not see it."""
-    draw: Callable[[Any], None]
-    height: float = 3.2
-    """In inches; all are as wide as each other."""
-    beside: float = 0.65
-    """Room in inches at the left of the axes."""
-    below: float = 0.5
-    """And below them."""
+def of_workload(workload: WorkloadSummary, ceilings: Sequence[Ceiling] = ()) -> list[Chart]:
+    """Return the charts that there are data for; `ceilings` are those of the run's devices."""
+    made = [
+        *(make(workload) for make in (_latency, _rounds, _drift)),
+        roofline(workload, ceilings),
+        *(make(workload) for make in (_compile, _memory)),
+    ]
+    return [chart for chart in made if chart is not None]
 
 
-def of_workload(workload: WorkloadSummary) -> list[Chart]:
-    """Return the charts that there are data for."""
-    made = (_latency, _rounds, _tradeoff, _stages, _memory)
-    return [chart for make in made if (chart := make(workload)) is not None]
+def could_have_roofline(workload: WorkloadSummary) -> bool:
+    """Say whether only the ceilings of its device are missing."""
+    info = workload.workload.info
+    known = info is not None and info.gflop and info.least_bytes
+    return bool(known) and all(row.limit_share is None for row in workload.rows if row.compute)
 
 
 def of_plot(plot: Plot) -> Chart:
@@ -78,7 +75,7 @@ def of_plot(plot: Plot) -> Chart:
     def draw(axes: Any) -> None:
         for index, (name, points) in enumerate(known):
             axes.plot(
-                [x for x, _ in points], [y for _, y in points], label=_short(name), markersize=5, **_style(index, True)
+                [x for x, _ in points], [y for _, y in points], label=short(name), markersize=5, **style(index, True)
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(plot.sizes, [str(size_) for size_ in plot.sizes])
@@ -86,8 +83,9 @@ def of_plot(plot: Plot) -> Chart:
         axes.set_ylim(bottom=0)
         axes.set_xlabel(plot.dim)
         axes.set_ylabel("items/s")
-        axes.legend()
+        legend_below(axes, 2)
 
+    below = BELOW + LEGEND_ROW * math.ceil(len(known) / 2) + 0.05
     best = [f"{name} {significant(max(y for _, y in points))} items/s at most" for name, points in known if points]
     return Chart(
         key="throughput",
@@ -95,16 +93,18 @@ def of_plot(plot: Plot) -> Chart:
         caption="Sizes are spaced by their logarithm; what did not end well is left out.",
         summary="; ".join(best),
         draw=draw,
+        height=2.3 + below + 0.1,
+        below=below,
     )
 
 
 def _latency(workload: WorkloadSummary) -> Chart | None:
     """Return the distributions of latency, from every sample."""
-    found = {row.case.id: _samples_s(workload, row.case.id) for row in _shown(workload)}
+    found = {row.case.id: _samples_s(workload, row.case.id) for row in shown(workload)}
     found = {name: samples for name, samples in found.items() if len(samples) > 1}
     if not found:
         return None
-    places = _places(workload)
+    numbers = places(workload)
     unit = time_unit([float(np.median(samples)) for samples in found.values()])
     low = min(float(samples[0]) for samples in found.values()) / unit.seconds
     high = max(float(np.quantile(samples, TAIL)) for samples in found.values()) / unit.seconds
@@ -112,8 +112,8 @@ def _latency(workload: WorkloadSummary) -> Chart | None:
     def draw(axes: Any) -> None:
         for name, samples in found.items():
             shares = np.linspace(0, 1, min(POINTS, len(samples)))
-            axes.plot(np.quantile(samples, shares) / unit.seconds, shares, label=_short(name), **_style(places[name]))
-        _spread(axes, low, high)
+            axes.plot(np.quantile(samples, shares) / unit.seconds, shares, label=short(name), **style(numbers[name]))
+        spread(axes, low, high)
         axes.set_ylim(0, 1)
         axes.set_xlabel(f"latency, {unit.name}")
         axes.set_ylabel("share of samples")
@@ -135,8 +135,8 @@ def _rounds(workload: WorkloadSummary) -> Chart | None:
     baseline = workload.baseline
     if baseline is None:
         return None
-    base, starts, places = _medians(workload, baseline), _starts(workload), _places(workload)
-    names = [row.case.id for row in _shown(workload) if row.case.id != baseline] + [baseline + CONTROL]
+    base, starts, numbers = _medians(workload, baseline), _starts(workload), places(workload)
+    names = [row.case.id for row in shown(workload) if row.case.id != baseline] + [baseline + CONTROL]
     lines = []
     for name in names:
         own = _medians(workload, name)
@@ -144,7 +144,7 @@ def _rounds(workload: WorkloadSummary) -> Chart | None:
         if len(common) > 1:
             logs = np.array([math.log(own[visit] / base[visit]) for visit in common])
             off = 100 * np.expm1(logs - np.median(logs))
-            lines.append((name, [starts[launch] + number for launch, number in common], off))
+            lines.append((name, [1 + starts[launch] + number for launch, number in common], off))
     if not lines:
         return None
     reach = max(1.0, float(np.quantile(np.abs(np.concatenate([off for _, _, off in lines])), 0.9))) * 1.3
@@ -152,23 +152,25 @@ def _rounds(workload: WorkloadSummary) -> Chart | None:
 
     def draw(axes: Any) -> None:
         axes.axhspan(-floor, floor, color=GRID, alpha=0.5, linewidth=0)
-        for name, numbers, off in lines:
-            style = _style(places[name], True) if name in places else {"color": MUTED, "marker": "."}
+        for name, rounds, off in lines:
+            drawn = style(numbers[name], True) if name in numbers else {"color": MUTED, "marker": "."}
             axes.plot(
-                numbers,
+                rounds,
                 off,
                 label=_name(name, baseline),
                 markersize=3,
-                **(style | {"linewidth": 0.7, "linestyle": "-"}),
+                **(drawn | {"linewidth": 0.7, "linestyle": "-"}),
             )
         for start in list(starts.values())[1:]:
-            axes.axvline(start - 0.5, color=MUTED, linewidth=0.6, linestyle=":")
+            axes.axvline(start + 0.5, color=MUTED, linewidth=0.6, linestyle=":")
         axes.set_ylim(-reach, reach)
-        axes.set_xlabel("round, launches divided by dotted lines")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("round; dotted lines divide launches")
         axes.set_ylabel("% off its median")
-        axes.legend(ncols=2)
+        legend_below(axes, 2)
 
     worst = [f"{_name(name, baseline)} {significant(float(np.median(np.abs(off))), 2)} %" for name, _, off in lines]
+    below = BELOW + LEGEND_ROW * math.ceil(len(lines) / 2) + 0.05
     return Chart(
         key="rounds",
         title=f"Ratio to {shorten(clean(baseline), NAME_CHARACTERS)}, round by round",
@@ -176,10 +178,12 @@ def _rounds(workload: WorkloadSummary) -> Chart | None:
         "wanders here is noise. The band is the noise floor; spikes may leave the picture.",
         summary=f"Half of the rounds lie within {'; '.join(worst)}",
         draw=draw,
+        height=2.3 + below + 0.1,
+        below=below,
     )
 
 
-def _tradeoff(workload: WorkloadSummary) -> Chart | None:
+def _drift(workload: WorkloadSummary) -> Chart | None:
     """Return speed against distance from the reference, with the Pareto line of what is sound."""
     found = [
         (row, row.compute.p50.value / 1e9, far)
@@ -189,7 +193,7 @@ def _tradeoff(workload: WorkloadSummary) -> Chart | None:
     if len(found) < 2:
         return None
     unit = time_unit([seconds for _, seconds, _ in found])
-    places = _places(workload)
+    numbers = places(workload)
     positive = [far for _, _, far in found if far > 0]
     floor = min(positive, default=1e-8) / 10
     line = list(_staircase([(s, max(far, floor)) for row, s, far in found if row.case.status == "ok"]))
@@ -199,33 +203,35 @@ def _tradeoff(workload: WorkloadSummary) -> Chart | None:
             [x / unit.seconds for x, _ in line], [y for _, y in line], where="post", color=MUTED, linewidth=1, zorder=1
         )
         for row, seconds, far in found:
-            style = _style(places[row.case.id], True) | {"linestyle": ""}
+            drawn = style(numbers[row.case.id], True) | {"linestyle": ""}
             sound = row.case.status == "ok"
-            marker = {"marker": style["marker"] if sound else "X"}
-            name = _short(row.case.id) if sound else f"{_short(row.case.id)} ({row.case.status})"
-            axes.plot([seconds / unit.seconds], [max(far, floor)], label=name, markersize=7, **(style | marker))
-        axes.set_yscale("log")
+            marker = {"marker": drawn["marker"] if sound else "X"}
+            name = short(row.case.id) if sound else f"{short(row.case.id)} ({row.case.status})"
+            axes.plot([seconds / unit.seconds], [max(far, floor)], label=name, markersize=7, **(drawn | marker))
+        axes.set_yscale("log", subs=())  # no small ticks: each takes time
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
-        axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.42 / 2.4))
-        _spread(axes, *_around([seconds / unit.seconds for _, seconds, _ in found]))
+        legend_below(axes, 2)
+        spread(axes, *around([seconds / unit.seconds for _, seconds, _ in found]))
         axes.set_ylim(floor / 3, max(max(positive, default=floor), floor) * 10)
         axes.set_xlabel(f"p50 latency, {unit.name}")
         axes.set_ylabel("relative L2 distance")
 
     points = [f"{row.case.id} {duration(seconds)}, {scientific(far)}" for row, seconds, far in found]
+    below = BELOW + LEGEND_ROW * math.ceil(len(found) / 2) + 0.05
     return Chart(
-        key="tradeoff",
+        key="drift",
         title="Speed against distance from the reference",
         caption="Left is faster, down is nearer. The line joins what no other is better than in both; a cross did not "
         "pass its check; a distance of 0 lies at the lower edge.",
         summary="; ".join(points),
         draw=draw,
-        height=2.4 + BELOW + 0.09 * len(found) + 0.1,
-        below=BELOW + 0.09 * len(found),
+        height=2.3 + below + 0.1,
+        beside=0.75,
+        below=below,
     )
 
 
-def _stages(workload: WorkloadSummary) -> Chart | None:
+def _compile(workload: WorkloadSummary) -> Chart | None:
     """Return what was done until a session could run, one after the other."""
     rows = [row for row in workload.rows if row.case.stages.get("compile")][: 2 * SERIES]
     if not rows:
@@ -253,22 +259,23 @@ def _stages(workload: WorkloadSummary) -> Chart | None:
         longest = max(sum(of.values()) for of in times)
         for place, of in enumerate(times):
             axes.text(sum(of.values()) + longest / 80, place, duration(sum(of.values())), va="center", fontsize=8)
-        axes.set_xlim(0, longest * 1.15)
-        _name_rows(axes, rows)
+        axes.set_xlim(0, longest * 1.25)
+        name_rows(axes, rows)
         axes.set_xlabel("seconds")
-        axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.42 / high))
+        legend_below(axes, 3)
 
     totals = [f"{row.case.id} {duration(sum(of.values()))}" for row, of in zip(rows, times, strict=True)]
+    below = BELOW + LEGEND_ROW * math.ceil(len(used) / 3) + 0.05
     return Chart(
-        key="stages",
+        key="compile",
         title="From nothing to a saved engine",
         caption="Each stage begins where the one before it ended, in a fresh process; what is too short to be seen is "
         "in the list of stages.",
         summary="; ".join(totals),
         draw=draw,
-        height=high + BELOW + 0.4 + 0.1,
-        beside=_room(rows),
-        below=BELOW + 0.4,
+        height=high + below + 0.1,
+        beside=room(rows),
+        below=below,
     )
 
 
@@ -284,24 +291,23 @@ def _memory(workload: WorkloadSummary) -> Chart | None:
         return None
     highest = max(of(row) or 0 for row in rows for _, of in kinds)
     per, unit = (1e9, "GB") if highest >= 1e9 else (1e6, "MB")
+    high = 0.35 + 0.4 * len(rows)
 
     def draw(axes: Any) -> None:
         for index, (title, of) in enumerate(kinds):
-            places = [place + (index - 1) * 0.27 for place in range(len(rows))]
-            hatch = "//" if index == 1 else None
             axes.barh(
-                places,
+                [place + (index - 1) * 0.27 for place in range(len(rows))],
                 [(of(row) or 0) / per for row in rows],
                 height=0.25,
                 color=COLORS[index],
-                hatch=hatch,
+                hatch="//" if index == 1 else None,
                 edgecolor=BACK,
                 linewidth=0.4,
                 label=title,
             )
-        _name_rows(axes, rows)
+        name_rows(axes, rows)
         axes.set_xlabel(unit)
-        axes.legend(loc="lower right")
+        legend_below(axes, 3)
 
     peaks = [f"{row.case.id} {size(row.peak_bytes)}" for row in rows if row.peak_bytes]
     return Chart(
@@ -310,21 +316,10 @@ def _memory(workload: WorkloadSummary) -> Chart | None:
         caption="Largest resident memory of the process tree, and what was saved.",
         summary=f"While running: {'; '.join(peaks)}" if peaks else "Nothing ran.",
         draw=draw,
-        height=0.9 + 0.4 * len(rows),
-        beside=_room(rows),
+        height=high + BELOW + LEGEND_ROW + 0.15,
+        beside=room(rows),
+        below=BELOW + LEGEND_ROW + 0.05,
     )
-
-
-def _shown(workload: WorkloadSummary) -> list[CaseSummary]:
-    measured = [row for row in workload.rows if row.compute]
-    first = measured[:SERIES]
-    rest = [row for row in measured[SERIES:] if row.is_baseline]
-    return first[: SERIES - len(rest)] + rest
-
-
-def _places(workload: WorkloadSummary) -> dict[str, int]:
-    """Return the number by which every measured case is coloured."""
-    return {row.case.id: index for index, row in enumerate(row for row in workload.rows if row.compute)}
 
 
 def _samples_s(workload: WorkloadSummary, case: str) -> np.ndarray:
@@ -339,7 +334,7 @@ def _medians(workload: WorkloadSummary, case: str) -> dict[tuple[int, int], floa
 
 
 def _starts(workload: WorkloadSummary) -> dict[int, int]:
-    """Return launch -> the number of its first round, counted through."""
+    """Return launch -> how many rounds there were before it."""
     lengths = [
         1 + max((window.round for sitting in launch.sittings for window in sitting.windows), default=-1)
         for launch in workload.workload.launches
@@ -366,45 +361,5 @@ def _staircase(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, f
             yield x, y
 
 
-def _spread(axes: Any, low: float, high: float) -> None:
-    """Set the x axis, by logarithm where durations differ by much."""
-    if low > 0 and high / low > 6:
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.2, high * 1.3)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if high / low < 30 and _is_step(value) else "")
-    else:
-        margin = (high - low) * 0.05 or high * 0.05
-        axes.set_xlim(low - margin, high + margin)
-
-
-def _is_step(value: float) -> bool:
-    return round(value / 10 ** math.floor(math.log10(value))) in (2, 5)
-
-
-def _around(values: Sequence[float]) -> tuple[float, float]:
-    return min(values) * 0.95, max(values) * 1.05
-
-
-def _name_rows(axes: Any, rows: Sequence[CaseSummary]) -> None:
-    axes.set_yticks(range(len(rows)), [_short(row.case.id) for row in rows])
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-
-
-def _room(rows: Sequence[CaseSummary]) -> float:
-    """Return the inches that the names of rows take."""
-    return 0.25 + 0.078 * max(len(_short(row.case.id)) for row in rows)
-
-
-def _style(index: int, marked: bool = False) -> dict[str, Any]:
-    style = {"color": COLORS[index % SERIES], "linestyle": DASHES[index // 2 % len(DASHES)]}
-    return style | ({"marker": MARKERS[index % len(MARKERS)]} if marked else {})
-
-
-def _short(name: str) -> str:
-    return shorten(clean(name), NAME_CHARACTERS).lstrip("_") or "?"
-
-
 def _name(case: str, baseline: str) -> str:
-    return f"{_short(baseline)} again" if case == baseline + CONTROL else _short(case)
+    return f"{short(baseline)} again" if case == baseline + CONTROL else short(case)

@@ -14,11 +14,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import __version__
 from harness.advice import Wish
 from harness.api import Report
 from harness.recommend import recommend
 from harness.summary import RunSummary, WorkloadSummary
-from reports import charts, details, pictures, recommendation
+from reports import charting, charts, details, pictures, recommendation
 from reports.blocks import FOLDED, Block, Heading, Plot
 from reports.page import Page, draw
 from reports.table import Table
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = Path(__file__).with_name("templates")
+NO_ROOFLINE = (
+    "There is no roofline, because it is not known what this device can do at most: harness ceilings measures it once, "
+    "and harness show draws it then."
+)
 MOST_CHARTS = 30
 """A page holds so many; the workloads that come first have theirs."""
 
@@ -39,30 +44,44 @@ class Html(Report):
 
     def render(self, run: RunSummary, *, color: bool = False, width: int | None = None) -> str:
         """Return the page; `color` and `width` change nothing."""
-        page = draw(run)
-        drawn = Gallery() if pictures.is_available() else None
-        groups = list(_groups(page, run, drawn))
-        script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        template = _environment().get_template("report.html")
-        return template.render(
-            page=page,
-            groups=groups,
-            run=run.run,
-            style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            script=script,
-            digest=digest,
-            folded=FOLDED,
-            notice=_notice(run, drawn),
-            several=len(run.workloads) > 1,
-        )
+        return page_of(run)
+
+
+def page_of(run: RunSummary, *, home: str = "") -> str:
+    """Return the page of a run; `home` is a link to what it is a part of."""
+    page = draw(run)
+    drawn = Gallery(MOST_CHARTS) if pictures.is_available() else None
+    groups = list(_groups(page, run, drawn))
+    return filled(
+        "report.html",
+        title=page.title,
+        page=page,
+        groups=groups,
+        run=run.run,
+        folded=FOLDED,
+        notice=_notice(run, drawn),
+        several=len(run.workloads) > 1,
+        home=home,
+    )
+
+
+def filled(template: str, **given: object) -> str:
+    """Return a page from a template that extends `page.html`: with the style, and the only script that may run."""
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template(template)
+        .render(style=style, script=script, digest=digest, generator=__version__, **given)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """A chart, drawn."""
 
-    chart: charts.Chart
+    chart: charting.Chart
     svg: str
 
 
@@ -76,6 +95,8 @@ class Group:
     blocks: tuple[Block, ...]
     advice: tuple[Block, ...] = ()
     """What to deploy."""
+    lacks: str = ""
+    """Which chart there could be, and what it takes."""
     pictures: tuple[Picture, ...] = ()
     """Shown below the first table."""
 
@@ -83,11 +104,11 @@ class Group:
 class Gallery:
     """Draws charts until there are enough."""
 
-    def __init__(self) -> None:
-        self.left = MOST_CHARTS
+    def __init__(self, most: int) -> None:
+        self.left = most
         self.refused = 0
 
-    def draw(self, wanted: Sequence[charts.Chart], *, some: bool) -> Iterator[Picture]:
+    def draw(self, wanted: Sequence[charting.Chart], *, some: bool) -> Iterator[Picture]:
         """Yield the charts of one part: all of them or none. `some` tells that there would be charts of it."""
         if len(wanted) > self.left or (some and not self.left):
             self.left, self.refused = 0, self.refused + 1
@@ -99,11 +120,11 @@ class Gallery:
 
 def _groups(page: Page, run: RunSummary, drawn: Gallery | None) -> Iterator[Group]:
     if len(run.workloads) == 1:
-        yield _group("run", "", page.blocks, run.workloads[0], drawn)
+        yield _group("run", "", page.blocks, run.workloads[0], run, drawn)
         return
     owners = {details.heading(one, run): one for one in run.workloads}
     for index, (title, blocks) in enumerate(_split(page.blocks)):
-        yield _group(f"part-{index}", title, blocks, owners.get(title), drawn)
+        yield _group(f"part-{index}", title, blocks, owners.get(title), run, drawn)
 
 
 def _split(blocks: Sequence[Block]) -> Iterator[tuple[str, tuple[Block, ...]]]:
@@ -121,15 +142,21 @@ def _split(blocks: Sequence[Block]) -> Iterator[tuple[str, tuple[Block, ...]]]:
 
 
 def _group(
-    anchor: str, title: str, blocks: tuple[Block, ...], workload: WorkloadSummary | None, drawn: Gallery | None
+    anchor: str,
+    title: str,
+    blocks: tuple[Block, ...],
+    workload: WorkloadSummary | None,
+    run: RunSummary,
+    drawn: Gallery | None,
 ) -> Group:
-    wanted = charts.of_workload(workload) if workload and drawn and drawn.left else []
+    wanted = charts.of_workload(workload, run.run.ceilings) if workload and drawn and drawn.left else []
     wanted += [charts.of_plot(block) for block in blocks if isinstance(block, Plot) and block.series]
     return Group(
         anchor=anchor,
         title=title,
         blocks=tuple(_answer_first(block) for block in blocks if not isinstance(block, Plot)),
         advice=tuple(_advice(workload)) if workload else (),
+        lacks=NO_ROOFLINE if workload and wanted and charts.could_have_roofline(workload) else "",
         pictures=tuple(drawn.draw(wanted, some=workload is not None)) if drawn else (),
     )
 
@@ -151,7 +178,7 @@ def _advice(workload: WorkloadSummary) -> Iterator[Block]:
 def _notice(run: RunSummary, drawn: Gallery | None) -> str:
     if drawn is None:
         return (
-            f"There are no charts here, because matplotlib is not installed: {charts.INSTALL}, then harness show "
+            f"There are no charts here, because matplotlib is not installed: {charting.INSTALL}, then harness show "
             f"{run.run.id} --format html draws them."
         )
     if drawn.refused:

@@ -135,22 +135,36 @@ def _span(estimate: Estimate | None, per: float) -> Cell:
 
 
 def _sweep(sweep: Sweep) -> Iterator[Block]:
-    fixed = [f"{name} {size}" for name, size in sweep.fixed.items()]
-    of = clean(", ".join([sweep.model, *fixed]))
-    title = f"throughput of {of} by {clean(sweep.dim)}"
-    yield Heading(text=title)
+    yield Heading(text=_title(sweep))
     drawn = [_names("backend", [one.case for one in sweep.series])]
     for index, size in enumerate(sweep.sizes):
         cells = [_point(one.points[index]) for one in sweep.series]
         drawn.append(_column(str(size), f"{clean(sweep.dim)} {size}", "items/s", cells))
     yield assembled(drawn)
+    yield _plot(sweep)
+
+
+def sweep_plots(summary: RunSummary) -> Iterator[tuple[Sweep, Plot]]:
+    """Yield the plots of all sweeps in which something can be drawn."""
+    for sweep in summary.sweeps:
+        plot = _plot(sweep)
+        if plot.series:
+            yield sweep, plot
+
+
+def _plot(sweep: Sweep) -> Plot:
     series = tuple((clean(one.case), _sound(one)) for one in sweep.series)
-    yield Plot(
-        title=title,
+    return Plot(
+        title=_title(sweep),
         dim=clean(sweep.dim),
         sizes=tuple(sweep.sizes),
         series=tuple(one for one in series if sum(value is not None for value in one[1]) > 1),
     )
+
+
+def _title(sweep: Sweep) -> str:
+    fixed = [f"{name} {size}" for name, size in sweep.fixed.items()]
+    return f"throughput of {clean(', '.join([sweep.model, *fixed]))} by {clean(sweep.dim)}"
 
 
 def _sound(series: Series) -> tuple[float | None, ...]:

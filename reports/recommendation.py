@@ -42,6 +42,7 @@ SUPERLATIVE: dict[str, str] = {
     "energy": "the least energy of an inference",
     "engine": "the smallest engine",
     "drift": "the least distance from the reference",
+    "accuracy": "the highest accuracy on the data set",
     "cost": "the lowest cost of a million items",
 }
 DOUBTS = {

@@ -24,6 +24,8 @@ WORDS: dict[Metric, tuple[str, str, str]] = {
     "drift": ("drift", "farther off", "nearer"),
 }
 """What a figure is called, and what it is when it is worse or better."""
+CASES_LISTED = 20
+"""Of those with too few runs."""
 OF_DIRECTION: dict[Direction, Emphasis] = {"worse": "bad", "better": "good", "machine": "muted"}
 _Found = list[tuple[Trend, Step]]
 
@@ -121,7 +123,9 @@ def _rest(found: Trends) -> Iterator[tuple[str, tuple[Line, ...]]]:
     short: dict[str, list[str]] = {}
     for one in found.short:
         short.setdefault(clean(f"{one.workload}, {one.case}"), []).append(f"{one.metric} {one.runs}")
-    lines = [Line(label=name, text=", ".join(figures)) for name, figures in short.items()]
+    lines = [Line(label=name, text=", ".join(figures)) for name, figures in list(short.items())[:CASES_LISTED]]
+    if len(short) > CASES_LISTED:
+        lines.append(Line(text=f"and {len(short) - CASES_LISTED} more cases"))
     yield f"too few runs, {found.least_runs} are needed", tuple(lines)
     left_out = [Line(label=clean(name), text="runs of another model of this name") for name in found.other_models]
     yield "left out", tuple(left_out)

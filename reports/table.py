@@ -82,6 +82,8 @@ class Cell:
     text: str = MISSING
     value: Scalar = None
     emphasis: Emphasis = ""
+    link: str = ""
+    """Where it leads on a page of a site, seen from that page; other formats have no use for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from harness.bisect.pairs import EXACT, FIGURES, Figure
 from harness.bisect.search import Found, Step, middle, needed, search
 from harness.bisect.versions import Installed, Released, Source, between
 from harness.cli import GATE_FAILED, INTERRUPTED, OK, compare
-from harness.commands import DEFAULT_MODEL, calibration_path, one_recipe
+from harness.commands import DEFAULT_MODEL, one_recipe
 from harness.errors import UnavailableError, UsageError
 from harness.export import Recipe, ensure_artifact, is_exported
 from harness.history.keys import machine_of
@@ -34,6 +34,7 @@ from harness.plan import FP32, Variant, parse_variants
 from harness.precisions import parse_precisions
 from harness.progress import Narrator
 from harness.sourcecode import source_files
+from harness.sources import calibration_source
 from harness.workloads import asked_models
 
 CODES: dict[Outcome, int] = {"found": OK, "no_change": GATE_FAILED, "undecided": GATE_FAILED}
@@ -115,7 +116,7 @@ def _settled(given: Mapping[str, Any], narrator: Narrator) -> _Asked:
     source = source_of(variant, places[0], previews=given["previews"])
     narrator.doing("asking which releases there are")
     return _Asked(
-        given={**given, "calibration": calibration_path(given["calibration"])},
+        given={**given, "calibration": calibration_source(given["calibration"], specs)},
         figure=given["metric"],
         variant=variant,
         recipe=recipe,

@@ -295,7 +295,7 @@ def _until(wanted: _Wanted, say: Say) -> str | None:
         others = [one.version for one in releases(wanted.distribution, python)]
         hints = [f"releases that fit: {others[0]} to {others[-1]}"] if others else []
         if any(wheel.fits(minor) for wheel in of_release for minor in USABLE):
-            hints.append(f"make it from another interpreter: --python {wanted.backend}=/path/to/python")
+            hints.append(f"make it from another interpreter: --python {wanted.text}=/path/to/python")
         raise EnvironmentFailed(
             f"no wheel of {wanted.distribution} {wanted.release} fits Python {wanted.base.version} on this machine; "
             f"it has wheels for {', '.join(able)}",

@@ -66,7 +66,7 @@ def create(items: tuple[str, ...], pythons: tuple[str, ...], device: str, quiet:
     \b
     Examples:
       harness env create onnxruntime@1.24.4,onnxruntime@1.31.1
-      harness env create onnxruntime@1.14.1 --python onnxruntime=/usr/bin/python3.10
+      harness env create onnxruntime@1.14.1 --python onnxruntime@1.14.1=/usr/bin/python3.10
 
     \b
     Exit codes: 0 all are there, 2 wrong usage or no such release, 3 one could not be made.

@@ -19,7 +19,7 @@ from harness.environments.building import MANIFEST, Manifest, environments_root,
 from harness.environments.preparing import check_variant, ensure_variant, parse_pythons, runs_of
 from harness.errors import EnvironmentFailed, StoreError, UsageError
 from harness.paths import folder_bytes
-from harness.plan import AT, parse_variants
+from harness.plan import AT, chosen_for, parse_variants
 from harness.progress import Narrator
 from harness.records import Record
 
@@ -136,12 +136,12 @@ def run_create(items: Sequence[str], pythons: Sequence[str], *, kind: str, quiet
     for variant in variants:
         if variant.release is None:
             raise UsageError(f"'{variant.id}' names no version", hint=f"such as {variant.backend}{AT}1.2.3")
-        check_variant(variant, kind, bases.get(variant.backend))
+        check_variant(variant, kind, chosen_for(variant, bases))
     sound = True
     with Narrator(quiet=quiet) as narrator:
         for variant in variants:
             try:
-                made = ensure_variant(variant, kind, bases.get(variant.backend), narrator)
+                made = ensure_variant(variant, kind, chosen_for(variant, bases), narrator)
             except EnvironmentFailed as exc:
                 sound = False
                 for line in exc.lines():

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness import devices, registry
-from harness.environments.building import check_release, ensure, find
+from harness.environments.building import canonical, check_release, ensure, find
 from harness.environments.interpreters import CORE, ask
 from harness.errors import EnvironmentFailed, UsageError
 from harness.interpreter import Interpreter
 from harness.paths import users_path, write_atomically
-from harness.plan import Variant
+from harness.plan import AT, Variant, chosen_for
 from harness.progress import Narrator
 from harness.records import Settings
 
@@ -25,7 +25,7 @@ Interpreters = Mapping[str, Interpreter | EnvironmentFailed]
 
 
 def parse_pythons(texts: Iterable[str]) -> dict[str, str]:
-    """Parse the values of `--python`: backend -> path of an interpreter.
+    """Parse the values of `--python`: backend, or one release of it, -> path of an interpreter.
 
     Raises:
         UsageError: Not of the form NAME=PATH, an unknown backend, or no interpreter.
@@ -35,7 +35,9 @@ def parse_pythons(texts: Iterable[str]) -> dict[str, str]:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise UsageError(f"--python {text}: BACKEND=/path/to/python is wanted")
-        registry.backend(name)
+        backend, at, version = name.partition(AT)
+        registry.backend(backend)
+        name = f"{backend}{AT}{canonical(version)}" if at else name
         if name in out:
             raise UsageError(f"--python: {name} is given twice")
         out[name] = str(ask(_interpreter(path)).python)
@@ -58,13 +60,13 @@ def check(variants: Sequence[Variant], settings: Settings) -> None:
         UsageError: The message says what to choose or to install.
     """
     for name, path in settings.pythons.items():
-        own = [variant for variant in variants if variant.backend == name]
+        own = [variant for variant in variants if name in (variant.backend, variant.item)]
         if not own:
             raise UsageError(f"--python {name}={path}: {name} is not among the cases", hint=f"--backends {name}")
         if plain := [variant for variant in own if variant.release is None]:
             _check_python(name, Path(path), [_distribution(variant, settings) for variant in plain])
     for variant in {variant.item: variant for variant in variants if variant.release is not None}.values():
-        check_variant(variant, _kind(settings), settings.pythons.get(variant.backend))
+        check_variant(variant, _kind(settings), chosen_for(variant, settings.pythons))
 
 
 def check_variant(variant: Variant, kind: str, base: str | None) -> None:
@@ -122,7 +124,7 @@ def prepare(variants: Sequence[Variant], settings: Settings, run: str, logs: Pat
     """
     found: dict[str, Interpreter | EnvironmentFailed] = {}
     for variant in variants:
-        base = settings.pythons.get(variant.backend)
+        base = chosen_for(variant, settings.pythons)
         if variant.release is not None:
             try:
                 made = ensure_variant(

@@ -16,6 +16,7 @@
 | `gate`, `limits` | what of that is a regression |
 | `against`, `checking`, `github` | the sides of `harness check`, the command, and what a workflow is told |
 | `again` | suspicious cases measured again |
+| `site`, `sitefolder`, `publishing` | the pages of a published history, the folder they lie in, writing what changed |
 | `commands_*`, `cli` | what the user types |
 
 SQLAlchemy is imported by `schema`, `database`, `store` and `migrations` only, and those when a command needs them.

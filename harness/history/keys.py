@@ -158,7 +158,7 @@ def circumstances_of(case: Case, workload: Workload, run: Run) -> Circumstances:
         governor=environment.governor or "",
         turbo={True: "on", False: "off", None: ""}[environment.turbo],
         microcode=environment.microcode or "",
-        cpus=as_list(run.settings.cpu_set) if run.settings.cpus else "",
+        cpus=as_list(run.settings.cpu_set) if run.settings.cpus else "all",
         container=environment.container or "",
         hostname=environment.hostname,
         harness=run.harness,

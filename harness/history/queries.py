@@ -57,6 +57,17 @@ class RunRow(Record, frozen=True, kw_only=True):
     branch: str
 
 
+class RunState(Record, frozen=True, kw_only=True):
+    """A run as a line, with what tells whether it is still the same."""
+
+    row: RunRow
+    wall_s: float
+    harness: str
+    bytes: int
+    """Of all that is kept of it."""
+    labels: list[str]
+
+
 def find_run(connection: sa.Connection, name: str) -> RunRow | None:
     """Return the run of this id, or the only one whose id begins so; None where there is none.
 
@@ -85,6 +96,34 @@ def newest_runs(connection: sa.Connection, most: int) -> list[RunRow]:
     """Return the newest runs, newest first."""
     order = sa.select(*_run_columns()).order_by(schema.runs.c.created.desc(), schema.runs.c.id.desc())
     return [_run_row(row) for row in connection.execute(order.limit(most)).mappings()]
+
+
+def run_states(connection: sa.Connection, since: str | None = None) -> list[RunState]:
+    """Return all runs, newest first; of those since a time, ISO 8601 in UTC, where one is given."""
+    runs = schema.runs
+    kept = [
+        sa.select(sa.func.coalesce(sa.func.sum(sa.func.length(table.c.data)), 0))
+        .where(table.c.run == runs.c.id)
+        .scalar_subquery()
+        for table in (schema.documents, schema.samples)
+    ]
+    columns = [*_run_columns(), runs.c.wall_s, runs.c.harness, (kept[0] + kept[1]).label("bytes")]
+    wanted = sa.select(*columns).order_by(runs.c.created.desc(), runs.c.id.desc())
+    if since is not None:
+        wanted = wanted.where(runs.c.created >= since)
+    labels: dict[str, list[str]] = {}
+    for row in connection.execute(sa.select(schema.labels).order_by(schema.labels.c.label)):
+        labels.setdefault(row.run, []).append(row.label)
+    return [
+        RunState(
+            row=RunRow(**{name: row[name] for name in RunRow.__struct_fields__}),
+            wall_s=row["wall_s"],
+            harness=row["harness"],
+            bytes=int(row["bytes"]),  # a Decimal by PostgreSQL
+            labels=labels.get(row["id"], []),
+        )
+        for row in connection.execute(wanted).mappings()
+    ]
 
 
 def points(connection: sa.Connection, filter_: Filter, most: int | None = None) -> list[Point]:

@@ -4,6 +4,7 @@
   const filter = document.getElementById("filter");
   const onlyOk = document.getElementById("only-ok");
   const shown = document.getElementById("shown");
+  const noun = tools.dataset.noun;
   const rows = [...document.querySelectorAll("table.cases > tbody > tr")];
 
   // A number where the cell has one, else its text; what is missing comes last in either direction.
@@ -47,11 +48,12 @@
     for (const table of document.querySelectorAll("table.cases")) {
       table.closest(".scroll").hidden = [...table.tBodies[0].rows].every((row) => row.hidden);
     }
-    shown.value = words.length || onlyOk.checked ? `${count} of ${rows.length} cases` : "";
+    shown.value = words.length || onlyOk.checked ? `${count} of ${rows.length} ${noun}` : "";
   };
 
   if (rows.length > 1) {
     tools.hidden = false;
+    onlyOk.closest("label").hidden = !document.querySelector("[data-status]");
     filter.addEventListener("input", apply);
     onlyOk.addEventListener("change", apply);
     tools.addEventListener("submit", (event) => event.preventDefault());

@@ -22,7 +22,9 @@ import numpy as np
 from harness import drift, registry
 from harness.api import CompileRequest, Session
 from harness.artifact import Artifact
-from harness.errors import RunError
+from harness.errors import RunError, UnsupportedError
+from harness.graph_nodes import read_graph
+from harness.measure import profile
 
 QUICK_OPTIONS = {"tvm": {"tuner": "none"}}
 """Options that keep the suite short; tuning has tests of its own."""
@@ -170,6 +172,24 @@ def runs_a_batch_of_two(subject: Subject) -> None:
     agree(outputs, subject.batch2, 0)
 
 
+def accounts_for_its_iterations(subject: Subject) -> None:
+    """profile() gives operators that take no longer than their iterations, and says what became of every node."""
+    session = subject.loaded()
+    session.bind(subject.artifact.input_set(0))
+    try:
+        found, durations_ns = profile(session, iterations=3)
+    except UnsupportedError as exc:
+        if subject.device == "cpu" or not exc.hint:
+            raise
+        return  # on a GPU not every framework tells how long its kernels ran
+    assert len(durations_ns) == 3
+    assert found.operators and found.clock
+    assert 0 < sum(one.total_ns for one in found.operators) <= 1.02 * sum(durations_ns)
+    done = {name for one in found.operators for name in one.nodes} | set(found.eliminated)
+    assert done == {node.name for node in read_graph(subject.artifact.onnx_path).nodes}, found.notes
+    agree(run(session, subject.artifact.input_set(1)), subject.artifact, 1)
+
+
 def survives_peculiar_tensors(subject: Subject) -> None:
     """Integers, booleans, a scalar, an output that is a view and one that is an input: each keeps shape and dtype."""
     session = subject.kind().compile(subject.request(subject.peculiar, "peculiar"))
@@ -216,6 +236,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     refuses_a_missing_input,
     runs_a_batch_of_two,
     survives_peculiar_tensors,
+    accounts_for_its_iterations,
     keeps_to_one_thread,
 )
 

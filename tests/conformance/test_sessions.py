@@ -78,6 +78,11 @@ def test_survives_peculiar_tensors(results: Results) -> None:
     hold(results, "survives_peculiar_tensors")
 
 
+@nothing_to_load_on
+def test_accounts_for_its_iterations(results: Results) -> None:
+    hold(results, "accounts_for_its_iterations")
+
+
 @nothing_to_run_on
 def test_keeps_to_one_thread(results: Results) -> None:
     hold(results, "keeps_to_one_thread")

@@ -19,7 +19,8 @@ import msgspec
 import numpy as np
 
 from harness.api import Availability, Backend, BackendOptions, Capabilities, CompiledOnly, CompileRequest, Session
-from harness.errors import RunError
+from harness.errors import CompileError, RunError
+from harness.operators import Clock, Iterate, OperatorTime, Profile
 
 GRANDCHILD = "harness-test-grandchild"
 
@@ -217,6 +218,45 @@ class SysExit(FakeOk):
         raise SystemExit(0)
 
 
+class _ProfiledSession(OkSession):
+    """Knows of one operator, which takes half of each iteration."""
+
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        calls: list[None] = []
+
+        def once() -> None:
+            calls.append(None)
+            self.execute()
+
+        iterate(once)
+        took = round(len(calls) * self.seconds * 5e8)
+        return Profile(clock="fake", operators=[OperatorTime(name="all", kind="Fake", calls=len(calls), total_ns=took)])
+
+
+class Profiled(FakeOk):
+    session = _ProfiledSession
+
+
+class _CrashProfileSession(OkSession):
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        _segfault()
+        return super().profile(iterate, clock)
+
+
+class SegfaultInProfile(FakeOk):
+    session = _CrashProfileSession
+
+
+class _HangProfileSession(OkSession):
+    def profile(self, iterate: Iterate, clock: Clock) -> Profile:
+        time.sleep(3600)
+        return super().profile(iterate, clock)
+
+
+class HangInProfile(FakeOk):
+    session = _HangProfileSession
+
+
 class _NanSession(OkSession):
     def outputs(self) -> dict[str, np.ndarray]:
         return {name: np.full_like(array, np.nan) for name, array in super().outputs().items()}
@@ -304,3 +344,48 @@ class Varies(FakeOk):
         session = OkSession(request)
         session.seconds = float((engine_dir / "speed.txt").read_text()) / 1000
         return session
+
+
+def _planted(name: str, default: float) -> float:
+    return float(os.environ.get(f"PLANTED_{name}") or default)
+
+
+class PlantedSession(OkSession):
+    def __init__(self, request: CompileRequest) -> None:
+        super().__init__(request)
+        # Less than a scheduler lets run at once: a busy machine then hardly shows in a median.
+        self.seconds = 0.001 * _planted("SLOWER", 1.0)
+        self.held = np.ones(int(_planted("MEMORY_MB", 1) * 1e6), dtype=np.uint8)
+
+    def save(self, engine_dir: Path) -> None:
+        (engine_dir / "engine.bin").write_bytes(bytes(int(_planted("ENGINE_BYTES", 10_000))))
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        off = _planted("OFF", 0.0)
+        return {name: array + off * np.abs(array).max() for name, array in super().outputs().items()}
+
+
+class Planted(FakeOk):
+    """Gets worse when the environment says so: regressions to plant between two runs.
+
+    `PLANTED_VERSION` is its version, `PLANTED_SLOWER` a factor on its iterations of a millisecond, `PLANTED_COMPILE_S`
+    how long it compiles, `PLANTED_ENGINE_BYTES` how large its engine is, `PLANTED_MEMORY_MB` what a running engine
+    holds, `PLANTED_OFF` what is added to its outputs, relative to the largest of them; and it fails to compile where
+    the file `PLANTED_FAILS` is not there, which it makes.
+    """
+
+    session = PlantedSession
+
+    @classmethod
+    def probe(cls) -> Availability:
+        version = os.environ.get("PLANTED_VERSION") or "1.0"
+        return Availability(available=True, versions={"planted": version}, devices=("cpu",))
+
+    def compile(self, request: CompileRequest) -> Session:
+        fails = os.environ.get("PLANTED_FAILS")
+        if fails and not Path(fails).exists():
+            Path(fails).touch()
+            raise CompileError("the compiler lost its way, this time")
+        with request.stage("build"):
+            time.sleep(_planted("COMPILE_S", 0.3))
+            return self.session(request)

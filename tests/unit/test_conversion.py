@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from harness import drift
+from harness import drift, protocol, registry
 from harness.artifact import Artifact
+from harness.calibrating import calibration_sets
 from harness.conversion import Calibration, ensure_converted
 from harness.errors import ExportError, UnsupportedError, UsageError
 from harness.export import Recipe, ensure_artifact
@@ -18,6 +20,7 @@ from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
 from harness.plan import parse_variants, with_dynamic, with_precisions
 from harness.precisions import PRECISIONS, parse_precisions
+from harness.sources import calibration_source
 from tests.support import run_graph
 
 FLOAT, FLOAT16, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
@@ -71,7 +74,9 @@ def test_int8_has_scales_for_each_channel_and_float_biases(tiny: Artifact, launc
     assert not [entry for entry in graph(small).initializer if entry.data_type == onnx.TensorProto.INT32]
     rows = drift.judge(run_graph(small, tiny), tiny.reference(0), tiny.golden(0), precision="int8")
     assert drift.passed(rows), [row.reason for row in rows]
-    assert "int8: scales were calibrated on 8 drawn samples, minmax" in small.manifest.notes
+    (note,) = small.manifest.notes
+    told = r"int8: \d+ nodes are quantised, their scales calibrated on 8 drawn samples, minmax, set [0-9a-f]{12}"
+    assert re.fullmatch(told, note)
 
 
 def test_float8_quantises_to_float8(tiny: Artifact, launcher: Launcher) -> None:
@@ -96,6 +101,7 @@ def test_another_calibration_makes_another_graph(tiny: Artifact, launcher: Launc
     own, _ = converted(tiny, "int8", launcher, Calibration(source=str(path), samples=8))
     assert own.folder != drawn.folder
     assert f"1 samples of {path}" in own.manifest.notes[0]
+    assert own.manifest.notes[1].startswith("1 calibration samples are few")
     np.savez(path, input=np.full((1, 3, 32, 32), 8.0, dtype=np.float32))
     assert not converted(tiny, "int8", launcher, Calibration(source=str(path), samples=8))[1], "the file has changed"
 
@@ -105,6 +111,51 @@ def test_the_judged_inputs_are_never_calibrated_on(tiny: Artifact, launcher: Lau
     np.savez(path, input=tiny.input_set(0)["input"])
     with pytest.raises(UsageError, match="holds the judged inputs only"):
         converted(tiny, "int8", launcher, Calibration(source=str(path)))
+
+
+@pytest.mark.parametrize("name", ["tiny", "digits"])
+def test_drawn_samples_are_never_judged_ones(name: str, launcher: Launcher) -> None:
+    recipe = Recipe(
+        model=ModelSpec(name=name),
+        dims={"batch": 1},
+        input_sets=8,
+        weights=registry.default_weights(ModelSpec(name=name)),
+    )
+    artifact, _ = ensure_artifact(recipe, launcher, on_progress=lambda _: None)
+    request = protocol.Convert(
+        artifact=str(artifact.folder), precision="int8", samples=600, method="minmax", weights=recipe.weights, folder=""
+    )
+    sets = calibration_sets(artifact, request)
+    (given,) = artifact.inputs
+    judged = {artifact.input_set(index)[given.name].tobytes() for index in range(8)}
+    assert len(judged) == 8
+    assert judged.isdisjoint(sets[index][given.name].tobytes() for index in range(len(sets)))
+    if name == "digits":  # of a few hundred images some are drawn twice: those are left out, and said to be
+        assert sets.notes == [note for note in sets.notes if note.endswith("were left out: they are judged")] != []
+
+
+def test_a_data_set_calibrates(launcher: Launcher, tmp_path: Path) -> None:
+    recipe = Recipe(model=ModelSpec(name="digits"), dims={"batch": 4}, weights="pretrained")
+    artifact, _ = ensure_artifact(recipe, launcher, on_progress=lambda _: None)
+    request = protocol.Convert(
+        artifact=str(artifact.folder), precision="int8", calibration="digits", samples=9, method="minmax",
+        weights="pretrained", folder="",
+    )  # fmt: skip
+    sets = calibration_sets(artifact, request)
+    assert len(sets) == 9
+    assert sets[0]["image"].shape == (4, 1, 8, 8)
+    with pytest.raises(UsageError, match="those that engines are judged on"):
+        calibration_source("digits", [ModelSpec(name="digits")])
+    with pytest.raises(UsageError, match=r"--calibration pairs:.* cannot be read"):
+        calibration_source(f"pairs:{tmp_path / 'none.tsv'}", [ModelSpec(name="minilm-l6")])
+    with pytest.raises(UsageError, match="there is no such file"):
+        calibration_source(str(tmp_path / "none.npz"), [])
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("a cat\ta dog\t1\na cat\ta tiger\t3\na cat\tthe cat\t5\n")
+    source = f"pairs:{pairs}"
+    assert calibration_source(source, [ModelSpec(name="minilm-l6")]) == source
+    with pytest.raises(UsageError, match="those that engines are judged on"):
+        calibration_source(source, [ModelSpec(name="minilm-l6")], dataset=source)
 
 
 def test_calibration_inputs_of_another_shape_are_refused(tiny: Artifact, launcher: Launcher, tmp_path: Path) -> None:

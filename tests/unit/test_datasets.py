@@ -15,10 +15,10 @@ from harness.artifact import Artifact, Manifest, TensorSpec
 from harness.coco import CocoDetection
 from harness.datasets import BrokenSample, Dataset, ImageFolder, open_dataset
 from harness.errors import UsageError
-from harness.evaluation import refuse_models
 from harness.evaluator import evaluate, screen
 from harness.modelspec import ModelSpec
 from harness.sentence_pairs import SentencePairs
+from harness.sources import dataset_source
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("sklearn")
@@ -258,7 +258,7 @@ class TestPairs:
     def test_a_model_without_a_tokenizer_is_refused(self, tmp_path: Path) -> None:
         text = self.write(tmp_path, "a\tb\t1", "a\tb\t2", "a\tb\t3")
         with pytest.raises(UsageError, match="no tokenizer for bert-base"):
-            refuse_models(text, [ModelSpec(name="bert-base")])
+            dataset_source(text, [ModelSpec(name="bert-base")])
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_wrong_spec_is_refused(text: str, message: str) -> None:
 
 def test_a_model_of_another_task_is_refused() -> None:
     with pytest.raises(UsageError, match="is for models of classification, and yolov8n is one of detection"):
-        refuse_models("digits", [ModelSpec(name="tiny"), ModelSpec(name="yolov8n")])
+        dataset_source("digits", [ModelSpec(name="tiny"), ModelSpec(name="yolov8n")])
 
 
 def opened(text: str, kind: type[Any]) -> Any:

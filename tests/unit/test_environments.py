@@ -27,7 +27,7 @@ from harness.errors import EnvironmentFailed, UsageError
 from harness.interpreter import Interpreter
 from harness.modelspec import ModelSpec
 from harness.paths import folder_bytes, write_atomically
-from harness.plan import parse_variants
+from harness.plan import chosen_for, parse_variants
 from harness.progress import Narrator
 from harness.records import Settings, Workload
 from harness.registry import Entry
@@ -442,7 +442,15 @@ def test_the_command_that_runs_a_case_again_has_its_version_and_interpreter() ->
     case = blank_case(asked(variant.id, pythons={"onnxruntime": "/usr/bin/python3.10"}), workload, variant)
     assert (case.id, case.backend, case.release) == (variant.id, "onnxruntime", "1.24.4")
     assert "--backends onnxruntime@1.24.4:level=basic" in case.reproduce
-    assert "--python onnxruntime=/usr/bin/python3.10" in case.reproduce
+    assert "--python onnxruntime@1.24.4=/usr/bin/python3.10" in case.reproduce
+
+
+def test_an_interpreter_is_for_a_backend_or_for_one_of_its_releases() -> None:
+    pythons = preparing.parse_pythons([f"onnxruntime@v1.24.4={sys.executable}", f"tvm={sys.executable}"])
+    chosen = [chosen_for(one, pythons) for one in parse_variants(["onnxruntime@1.24.4,onnxruntime,tvm@0.25.0,tvm"])]
+    assert chosen == [sys.executable, None, sys.executable, sys.executable]
+    with pytest.raises(UsageError, match=r"onnxruntime@1\.24\.4 is not among the cases"):
+        preparing.check(parse_variants(["tvm"]), asked("tvm", pythons={"onnxruntime@1.24.4": sys.executable}))
 
 
 def test_a_report_says_what_is_installed_where_a_case_runs() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -129,6 +131,25 @@ class TestLatex:
                 if line.endswith("\\\\"):
                     assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
         assert text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
+
+    @pytest.mark.skipif(
+        not (shutil.which("pdflatex") and shutil.which("kpsewhich")), reason="pdflatex is not installed"
+    )
+    def test_it_compiles_and_fits_the_page(self, tmp_path: Path) -> None:
+        # Letters of other scripts take xelatex: the head of the file says so.
+        texts = [registry.report("latex").render(run).replace("猫", "") for run in RUNS.values()]
+        body = "\n\\clearpage\n".join(texts)
+        head = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+        (tmp_path / "all.tex").write_text(f"{head}\n{body}\n\\end{{document}}\n", encoding="utf-8")
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=120,
+        )
+        said = done.stdout.decode(errors="replace")
+        assert done.returncode == 0, said[-2000:]
+        assert "Overfull" not in said
 
     def test_foreign_text_is_set_as_it_is(self) -> None:
         assert latex.escape("a_b & 50% of $x^2 {~\\}") == (

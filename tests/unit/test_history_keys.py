@@ -119,6 +119,37 @@ def test_a_kernel_is_a_cause_on_one_machine_only_and_a_driver_anywhere() -> None
     assert common_causes(before, other) == {"driver": ("560.1", "570.1")}
 
 
+def test_state_of_the_processor_is_a_cause_too() -> None:
+    run = a_run(environment={"turbo": True, "microcode": "0x1"})
+    later = a_run(environment={"turbo": False, "microcode": "0x2"})
+    pinned = msgspec.structs.replace(
+        later, settings=msgspec.structs.replace(later.settings, cpus="0-1", cpu_set=[0, 1])
+    )
+    changed = {"turbo": ("on", "off"), "microcode": ("0x1", "0x2"), "cpus": ("all", "0-1")}
+    assert common_causes(of(run).circumstances, of(pinned).circumstances) == changed
+    assert common_causes(BASE.circumstances, of(run).circumstances) == {}, "what was unknown did not change"
+
+
+def test_load_and_clock_are_those_while_the_case_was_sampled() -> None:
+    (workload,) = a_run(launches=1, rounds=2).workloads
+    (launch,) = workload.launches
+    sittings = [
+        msgspec.structs.replace(
+            sitting,
+            windows=[
+                msgspec.structs.replace(window, others_cpu=number / 10, mhz=2000.0 + number)
+                for number, window in enumerate(sitting.windows, start=1 if sitting.case == "eager" else 4)
+            ],
+        )
+        for sitting in launch.sittings
+    ]
+    loaded = changed(a_run(), launches=[msgspec.structs.replace(launch, sittings=sittings)])
+    eager, other = of(loaded, "eager"), of(loaded)
+    assert [eager.others_cpu, other.others_cpu] == pytest.approx([0.15, 0.45])
+    assert [eager.mhz, other.mhz] == [2001.5, 2004.5]
+    assert (BASE.others_cpu, BASE.mhz) == (None, None)
+
+
 def test_times_of_day_sort_as_text() -> None:
     same = ["2026-03-02T10:11:12Z", "2026-03-02T10:11:12+00:00", "2026-03-02T12:11:12.4+02:00"]
     assert {sortable(text) for text in same} == {"2026-03-02T10:11:12+00:00"}

@@ -8,9 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -23,15 +21,17 @@ import pytest
 from harness import registry
 from harness.summarize import summarize
 from harness.summary import RunSummary
-from reports import charts, html, pictures
+from reports import charting, charts, html, pictures
 from reports.blocks import Plot
 from reports.formatting import clean
 from reports.page import draw
+from tests.browsing import Visitor, chromium, reached_by_keyboard
+from tests.example_limits import limits
 from tests.example_runs import NASTY, examples, nasty
 from tests.example_suites import suites, sweep
 from tests.unit.test_summarize import measured, run_of
 
-RUNS = examples() | suites()
+RUNS = examples() | suites() | {"limits": limits()}
 VOID = {"meta", "link", "input", "br", "path", "use", "rect", "circle"}
 
 
@@ -128,7 +128,7 @@ class TestContent:
 
     def test_charts_have_marks_and_are_described(self) -> None:
         drawn = {chart.key: chart for chart in charts.of_workload(real().workloads[0])}
-        assert list(drawn) == ["latency", "rounds", "tradeoff", "stages", "memory"]
+        assert list(drawn) == ["latency", "rounds", "drift", "compile", "memory"]
         for chart in drawn.values():
             text = pictures.svg(chart, chart.key)
             assert text.count("<path") + text.count("<use") > 5
@@ -149,8 +149,8 @@ class TestContent:
 
     def test_the_pareto_line_leaves_out_what_drifted(self) -> None:
         axes = axes_of_figure()
-        (tradeoff,) = (one for one in charts.of_workload(real().workloads[0]) if one.key == "tradeoff")
-        tradeoff.draw(axes)
+        (drift,) = (one for one in charts.of_workload(real().workloads[0]) if one.key == "drift")
+        drift.draw(axes)
         line, *points = axes.get_lines()
         assert list(line.get_xdata()) == pytest.approx([5], rel=0.02)  # `fast`, and all are as far from the reference
         assert {point.get_label() for point in points} == {"wrong (drifted)", "fast", "eager", "slow"}
@@ -215,7 +215,7 @@ def test_colours_have_contrast_in_every_scheme() -> None:
     ]
     assert len(schemes) == 3  # light, dark, print
     for scheme in schemes:
-        assert set(charts.VARIABLES.values()) <= set(scheme)
+        assert set(charting.VARIABLES) <= set(scheme)
         for ground in ("--back", "--raised"):
             for name in set(scheme) - {"--back", "--raised", "--grid"}:
                 light, dark = sorted((luminance(scheme[name]), luminance(scheme[ground])), reverse=True)
@@ -223,54 +223,30 @@ def test_colours_have_contrast_in_every_scheme() -> None:
 
 
 ROWS = "[...document.querySelectorAll('table.cases tbody tr')]"
-FOCUSED = "document.activeElement.id || document.activeElement.tagName + document.activeElement.className"
 SEEN_MARKS = """svg => [...svg.querySelectorAll('path, use')].filter(mark => {
   const style = getComputedStyle(mark);
   return mark.getBoundingClientRect().width > 0 && (style.stroke + style.fill).includes('rgb(11, 92, 173)');
 }).length"""
 """Marks in the first series' colour, as it is in the light."""
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    required = "chromium" in os.environ.get("HARNESS_REQUIRE", "").split(",")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        if required:
-            raise
-        pytest.skip("playwright is not installed")
-    if CHROMIUM is None:
-        assert not required, "chromium is required here"
-        pytest.skip("there is no chromium; apt-get install chromium")
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
-def visit(browser: Any, tmp_path: Path) -> Any:
-    """Open a page as a file, and remember all that it asks for and complains of."""
-    tabs = []
+def visit(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    visitor = Visitor(browser)
 
-    def open_(name: str, *, width: int = 1280, scheme: str = "light") -> Any:
+    def open_(name: str, **given: Any) -> Any:
         path = tmp_path / f"{name}.html"
         path.write_text(page_of(name), encoding="utf-8")
-        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        tab.seen = []
-        tab.on("console", lambda message: tab.seen.append(message.text))
-        tab.on("pageerror", lambda error: tab.seen.append(str(error)))
-        tab.on("request", lambda request: tab.seen.append(request.url) if request.url != path.as_uri() else None)
-        tab.goto(path.as_uri())
-        tabs.append(tab)
-        return tab
+        return visitor.open(path, **given)
 
     yield open_
-    for tab in tabs:
-        assert tab.seen == [], "the page asked for something or complained"
-        tab.close()
+    visitor.leave()
 
 
 class TestInABrowser:
@@ -317,12 +293,13 @@ class TestInABrowser:
 
     def test_the_keyboard_reaches_everything(self, visit: Any) -> None:
         tab = visit("real")
-        reached = []
-        for _ in range(60):
-            tab.keyboard.press("Tab")
-            reached.append(tab.evaluate(FOCUSED))
-        assert reached[0] == "Askip"
-        assert {"filter", "only-ok", "DIVscroll", "BUTTON", "SUMMARY"} <= set(reached)
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.className") == "skip"
+        tab.evaluate("document.activeElement.blur()")
+        reached, wanted = reached_by_keyboard(tab)
+        assert reached == wanted > 20
+        for selector in ("#filter", "#only-ok", "div.scroll", "thead button", "summary"):
+            assert tab.locator(f"{selector}[data-reached]").count() > 0, selector
         tab.locator("table.cases thead button", has_text="p50").first.focus()
         tab.keyboard.press("Enter")
         tab.keyboard.press("Enter")
@@ -330,11 +307,14 @@ class TestInABrowser:
 
     def test_charts_have_marks_that_are_seen(self, visit: Any) -> None:
         tab = visit("real")
-        for key in ("latency", "rounds", "tradeoff", "stages", "memory"):
+        for key in ("latency", "rounds", "drift", "compile", "memory"):
             chart = tab.locator(f"[data-chart={key}] svg")
             chart.scroll_into_view_if_needed()
             marks = chart.evaluate(SEEN_MARKS)
             assert marks >= 1, key
+        roofline = visit("limits").locator("[data-chart=roofline] svg")
+        roofline.scroll_into_view_if_needed()
+        assert roofline.evaluate(SEEN_MARKS) >= 1
 
     def test_dark_and_light_differ(self, visit: Any) -> None:
         found = {

@@ -110,6 +110,13 @@ def dims_of(value: Any) -> list[int | str]:
     return [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]
 
 
+def test_what_its_user_says_of_a_model_goes_into_the_artifact(tmp_path: Path) -> None:
+    spec = linear(tmp_path / "net.onnx", ["N", 8])
+    assert export(spec, tmp_path / "plain", dims={"batch": 3}).task == "tensor"
+    told = ModelSpec(kind="onnx", name=spec.name, options={"task": "classification"})
+    assert export(told, tmp_path / "told", dims={"batch": 3}).task == "classification"
+
+
 def test_onnx_file_is_exported_with_fixed_shapes(tmp_path: Path) -> None:
     spec = linear(tmp_path / "net.onnx", ["N", 8])
     out = tmp_path / "out"

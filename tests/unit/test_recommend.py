@@ -21,7 +21,7 @@ from harness.choosing import LIMITS, OBJECTIVES
 from harness.choosing import recommend as command
 from harness.errors import UsageError
 from harness.quantities import Bytes, Drift, Duration, Quantity, Share
-from harness.recommend import advise, recommend
+from harness.recommend import advise, missed, recommend
 from harness.records import Case, Failure, Run, Workload
 from harness.stats import EFFECT
 from harness.store import RUN_FILE
@@ -29,6 +29,7 @@ from harness.summarize import summarize
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, WorkloadSummary
 from harness.tradeoffs import break_even, inverse
 from reports.recommendation import SUPERLATIVE, draw, headline, pays, render, why_not
+from tests.example_accuracy import accuracy
 from tests.example_runs import NASTY, case, drift, nasty, no_export, nothing, row, single, stages
 from tests.example_suites import suite
 from tests.unit.test_summarize import launch, measured, run_of, summed, workload_of
@@ -377,6 +378,19 @@ class TestFromSamples:
         assert recommend(summary, Wish(max_drift=0.2)).case == "wrong"  # its distance is 0.1
         assert recommend(summary, Wish(max_drift=0.01)).case is None
 
+    def test_accuracy_on_the_data_set_is_a_limit_and_an_objective(self) -> None:
+        summary = accuracy()
+        (workload,) = summary.workloads
+        rows = {row.case.id: row for row in workload.rows}
+        wish = limited(("accuracy", 0.81))
+        assert missed(rows["eager"], wish) == []
+        (miss,) = missed(rows["onnxruntime int8"], wish)
+        assert (miss.metric, miss.value) == ("accuracy", 0.8011)
+        (none,) = missed(rows["torch-compile"], wish)  # its accuracy could not be had
+        assert (none.metric, none.value) == ("accuracy", None)
+        assert recommend(workload, wish).case == "onnxruntime fp16"
+        assert recommend(workload, Wish(objective="accuracy", max_drift="any")).case in ("eager", "onnxruntime fp16")
+
     def test_over_several_workloads(self) -> None:
         a = measured({"eager": 1.0, "x": 0.5, "y": 0.6})
         b = measured({"eager": 1.0, "x": 0.9, "y": 0.6}, seed=1)
@@ -626,6 +640,7 @@ class TestCommand:
         ("text", "code", "says"),
         [
             ("some-run --max-latency 1us", 1, "Nothing that was measured meets the wish. The nearest is fast"),
+            ("some-run --min-accuracy 0.9", 1, "this run has no accuracy on the data set of any case"),
             ("some-run --min-agreement 50%", 1, "this run has no top-1 agreement of any case"),
             ("zero-results", 3, "none of 1 case has a result"),
             ("zero-workloads", 3, "The run holds no workload"),

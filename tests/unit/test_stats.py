@@ -57,6 +57,16 @@ class TestLevels:
         assert relative(fit.level)[0] == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
         assert fit.visits[0].tolist() == [6, 6, 2]
 
+    def test_rounds_in_which_a_case_is_alone_do_not_narrow_anything(self) -> None:
+        # A slow baseline is visited twice, a fast candidate in every round: only what they share can compare them.
+        table = np.random.default_rng(5).normal(0, 0.2, (1, 3, 10))
+        table[0, :2, [1, 2, 3, 4, 6, 7, 8, 9]] = np.nan
+        shared = np.where(np.isnan(table[:, :1]), np.nan, table)
+        found, expected = stats.contrast(table), stats.contrast(shared)
+        assert found.half_width == pytest.approx(expected.half_width)
+        assert found.difference == pytest.approx(expected.difference)
+        assert np.all(found.half_width > 0.2), "two windows a case, each off by 20 %"
+
     def test_one_spiked_window_hardly_moves_its_case(self) -> None:
         table = noisy_tables(1, launches=1, cases=3, rounds=10)
         before = relative(stats.fit_levels(table).level)[0, 2]

@@ -246,7 +246,7 @@ def test_one_suite_after_another_with_a_summary(here: Path, told: Any, monkeypat
     code, _, err = told("run", "first", "second", "-q")
     assert code == 130
     assert "or: harness run first --resume" in err
-    assert err.splitlines()[-1] == "what is left: harness run first second"
+    assert err.splitlines()[-1] == "what was not begun: harness run second"
     assert "second   not run" in err
 
 

@@ -24,6 +24,7 @@ from backends.tensorrt_rtx import RUNTIME_CACHE, TARGETS, TensorRTRTX
 from backends.tensorrt_session import CARD, PLAN
 from harness.api import Availability, DynamicShapes
 from harness.errors import CompileError, HarnessError, OutOfMemory, RunError, UnavailableError, UnsupportedError
+from harness.measure import profile
 from harness.precisions import PRECISIONS
 from tests.fake_cuda import ADA, FakeCudart
 from tests.fake_tensorrt import Asked, FakeTensorRT, make_artifact
@@ -660,6 +661,40 @@ def test_the_layers_lie_beside_the_plan(trt: FakeTensorRT, asked: Asked) -> None
         "outputs": ["float16"],
     }
     assert len((request.engine_dir / LAYERS).read_text().splitlines()) == 4  # one a line
+
+
+def test_layers_are_profiled_in_a_context_of_their_own(trt: FakeTensorRT, cudart: FakeCudart, asked: Asked) -> None:
+    request = asked.request(FakeNative)
+    write_graph(request.artifact.onnx_path)
+    with FakeNative().compile(request) as session:
+        session.bind(request.artifact.input_set(0))
+        enqueues = trt.seen.enqueues
+        found, durations_ns = profile(session, iterations=4)
+        assert trt.seen.enqueues == enqueues + 5, "one before the profiler looks"
+        assert len(durations_ns) == 4
+        assert [(one.name, one.nodes, one.calls, one.total_ns) for one in found.operators] == [
+            ("/conv + /relu", ("/conv", "/relu"), 4, 4_000),
+            ("/fc", ("/fc",), 4, 8_000),
+            ("reformat", (), 4, 12_000),
+        ]
+        session.execute()
+        assert [one.calls for one in found.operators] == [4, 4, 4], "the session's own context has no profiler"
+    with FakeNative().compile(asked.request(FakeNative, cuda_graph=True)) as session, pytest.raises(UnsupportedError):
+        profile(session, iterations=1)
+
+
+def write_graph(path: Path) -> None:
+    """Write a graph whose nodes have the names that the fake engine's layers have."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Identity", ["input"], ["a"], name="/conv"),
+        helper.make_node("Relu", ["a"], ["b"], name="/relu"),
+        helper.make_node("Identity", ["b"], ["output"], name="/fc"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 4]) for name in ("input", "output")]
+    graph = helper.make_graph(nodes, "toy", values[:1], values[1:])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
 
 
 def test_a_build_reports_its_progress(trt: FakeTensorRT, asked: Asked) -> None:

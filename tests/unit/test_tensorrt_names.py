@@ -24,7 +24,7 @@ from tests.fake_tensorrt import FakeTensorRT
 from tests.support import ROOT
 
 NATIVE = ("10.16.1.11", "11.4.0.106")
-SHARED = ("tensorrt_build.py", "tensorrt_family.py", "tensorrt_session.py")
+SHARED = ("tensorrt_build.py", "tensorrt_family.py", "tensorrt_profile.py", "tensorrt_session.py")
 SYMBOLS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
     "createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getBuilderPluginRegistry",
