@@ -37,11 +37,26 @@ from harness.suite_cli import init, run
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+SECTIONS = {
+    "Compare": ("compare", "run", "init", "show", "plot", "recommend"),
+    "Look closer": ("profile", "localize", "sensitivity", "ceilings", "claims"),
+    "Track regressions": ("history", "check", "trends", "diff", "baseline", "bisect", "publish", "import", "sync"),
+    "What there is": ("backends", "models", "export", "doctor", "env", "cache"),
+}
+"""The commands in the order in which a newcomer meets them."""
+
+
 class _Commands(click.Group):
-    """Lists commands in the order in which a newcomer meets them, and suggests near misses."""
+    """Lists commands section by section, and suggests near misses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return [name for names in SECTIONS.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit)) for name in names])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -217,10 +232,6 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
     return OK
 
 
-for _command in (run, init, plot, recommend):
-    cli.add_command(_command)
-
-
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -297,10 +308,6 @@ def doctor(as_json: bool) -> int:
     return OK
 
 
-cli.add_command(ceilings)
-cli.add_command(claims)
-
-
 @cli.command()
 @click.argument("action", type=click.Choice(["show", "clear"]), default="show")
 @click.option("--exports", is_flag=True, help="Only exported models.")
@@ -324,7 +331,10 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool, environmen
     return OK
 
 
-for _command in (env, profile, localize, sensitivity, check, bisect, *history.COMMANDS, publish):
+_COMPARING = (run, init, plot, recommend)
+_LOOKING = (profile, localize, sensitivity, ceilings, claims)
+_TRACKING = (check, bisect, publish, *history.COMMANDS)
+for _command in (*_COMPARING, *_LOOKING, *_TRACKING, env):
     cli.add_command(_command)
 
 

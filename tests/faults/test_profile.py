@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from harness.artifact import Artifact
-from harness.surroundings import MARK
 from harness.profiling import PROFILE_FILE
+from harness.surroundings import MARK
 from tests.support import PLUGINS, RUN_CLI, Cli
 
 WITHIN_S = 120

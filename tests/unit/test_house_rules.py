@@ -14,7 +14,7 @@ import click
 import pytest
 
 from harness import registry
-from harness.cli import cli
+from harness.cli import SECTIONS, cli
 from tests.support import ROOT
 
 PACKAGES = ("harness", "backends", "models", "reports")
@@ -240,3 +240,9 @@ def test_every_package_is_shipped() -> None:
     shipped.read(ROOT / "setup.cfg")
     folders = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in SOURCES}
     assert folders == set(shipped["options"]["packages"].split())
+
+
+def test_help_lists_every_command_once() -> None:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == set(cli.commands)
