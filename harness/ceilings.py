@@ -41,7 +41,11 @@ class Datasheet(msgspec.Struct, frozen=True, kw_only=True):
     memory: float
     """1e9 bytes a second."""
     matrix: dict[str, float]
-    """Precision -> 1e12 operations a second."""
+    """Precision -> 1e12 operations a second, dense."""
+    note: str = ""
+    """What must be known of the figures."""
+    source: str
+    """The maker's document that they are from."""
 
 
 class _Sheets(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +99,7 @@ def published(device: str, name: str, sheet: Datasheet) -> Ceiling:
         name=name,
         matrix={precision: rate * 1e12 for precision, rate in sheet.matrix.items()},
         memory=[(0, sheet.memory * 1e9)],
-        source=f"the datasheet of the {sheet.name}",
+        source=f"the datasheet of the {sheet.name}, dense rates{f' ({sheet.note})' if sheet.note else ''}",
     )
 
 

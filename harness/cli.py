@@ -1,6 +1,6 @@
 """The command line: what the user types, turned into calls. Frameworks are never imported here.
 
-Exit codes: 0 all asked for is ok; 1 a gate failed (drift); 2 wrong usage, or files that cannot be read or
+Exit codes: 0 all asked for is ok; 1 a gate failed (drift, a regression); 2 wrong usage, or files that cannot be read or
 written; 3 a case that was asked for by name has no result; 130 interrupted.
 """
 
@@ -19,14 +19,17 @@ import click
 from harness import __version__, options, registry
 from harness.ceilings_command import ceilings
 from harness.choosing import recommend
+from harness.claims_command import claims
 from harness.cli_drift import localize, sensitivity
 from harness.errors import HarnessError, StoreError, UsageError
 from harness.formats import STDOUT, Formats, Wanted
 from harness.history import cli as history
+from harness.history.cli_check import check
 from harness.history.publish_command import publish
 from harness.options import labelled, placement, precision, subject
 from harness.parameters import Amount, ClockRate, Sizes, Whole
 from harness.plotting_command import plot
+from harness.suite_cli import init, run
 
 OK, GATE_FAILED, WRONG_USAGE, NO_RESULT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -60,13 +63,16 @@ def cli(context: click.Context, config: Path | None) -> None:
     Examples:
       harness compare --model resnet50 --backends all
       harness compare --model path/to/model.onnx --backends onnxruntime,tvm --quick
+      harness init
+      harness run default
       harness models
       harness show last --format markdown
       harness doctor
     """
     from harness.config import FILE, read
 
-    if config is not None or FILE.is_file():
+    replaced = context.invoked_subcommand == init.name  # whatever is wrong with the file
+    if config is not None or (FILE.is_file() and not replaced):
         assert isinstance(context.command, click.Group)
         context.default_map = read(config or FILE, context.command.commands)
 
@@ -182,7 +188,7 @@ def compare(**given: Any) -> int:
     """
     from harness.commands import run_compare
 
-    return run_compare(given, _explicit())
+    return run_compare(given, given_on_the_command_line())
 
 
 @cli.command()
@@ -205,8 +211,8 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
     return OK
 
 
-cli.add_command(plot)
-cli.add_command(recommend)
+for _command in (plot, run, init, recommend):
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -286,6 +292,7 @@ def doctor(as_json: bool) -> int:
 
 
 cli.add_command(ceilings)
+cli.add_command(claims)
 
 
 @cli.command()
@@ -308,11 +315,11 @@ def cache(action: str, exports: bool, engines: bool, backends_: bool) -> int:
     return OK
 
 
-for _command in (localize, sensitivity, *history.COMMANDS, publish):
+for _command in (localize, sensitivity, check, *history.COMMANDS, publish):
     cli.add_command(_command)
 
 
-def _explicit() -> set[str]:
+def given_on_the_command_line() -> set[str]:
     """Return the names of the parameters that were given on the command line."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness import drift
+from harness.advice import Wish
+from harness.recommend import recommend
 from harness.records import Case
 from harness.summary import CaseSummary, Comparison, Estimate, RunSummary, Standing, Suite, WorkloadSummary
 from harness.tradeoffs import break_even, inverse
@@ -67,7 +69,7 @@ def of_workload(summary: WorkloadSummary, asked: Sequence[str]) -> str:
     else:
         sound = all(row.case.status == "ok" for row in measured if row.is_baseline)
         pairs = [(row.case, row.comparison) for row in measured if row.comparison]
-        said += [*_compared(summary.baseline, sound, pairs), *_payback(summary)]
+        said += [*_compared(summary.baseline, sound, pairs), *_payback(summary), *_deploy(summary)]
     if measured:
         said += [*_outputs(summary.rows, summary.seeded), *_missing(summary, asked), *_doubt(summary)]
     return " ".join(said)
@@ -191,6 +193,16 @@ def _payback(summary: WorkloadSummary) -> list[str]:
         f"Its longer compilation pays for itself after {found.inferences:,} inferences "
         f"({found.low:,} to {found.high:,})."
     ]
+
+
+def _deploy(summary: WorkloadSummary) -> list[str]:
+    """Return what `harness recommend` would say without a wish, where the run is sure enough of it."""
+    found = recommend(summary, Wish())
+    if found.case is None or not found.sure or any(row.disturbed for row in summary.rows):
+        return []
+    chosen = next(row.case for row in summary.rows if row.case.id == found.case)
+    fastest = ", of those that tie the one that compiles fastest" if found.tied and "compile" in chosen.stages else ""
+    return [f"Deploy {found.case}{fastest}."]
 
 
 def _is_faster(comparison: Comparison | None) -> bool:

@@ -50,7 +50,12 @@ RESUMABLE = {
 
 def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
     """Carry out `harness compare` and return the exit code."""
-    _refuse_conflicts(given, explicit)
+    return compared(given, explicit)[0]
+
+
+def compared(given: dict[str, Any], explicit: set[str]) -> tuple[int, RunFolder]:
+    """Compare, print the table and keep the run; return the exit code and where the run is."""
+    refuse_conflicts(given, explicit)
     wanted = [Wanted("json", None)] if given["as_json"] else given["format_"]
     formats.check(wanted)
     location = locate(given["store"])
@@ -83,11 +88,16 @@ def run_compare(given: dict[str, Any], explicit: set[str]) -> int:
         raise broken
     if interrupted:
         click.echo(f"interrupted; go on with: harness compare --resume {folder.path}", err=True)
-        return INTERRUPTED
-    return exit_code(run)
+        return INTERRUPTED, folder
+    return exit_code(run), folder
 
 
-def _refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
+def refuse_conflicts(given: dict[str, Any], explicit: set[str]) -> None:
+    """Refuse options that were given beside others which they contradict.
+
+    Raises:
+        UsageError: It names two of them.
+    """
     conflicts = [("quick", "launches"), ("as_json", "format_"), ("verbose", "quiet")]
     conflicts += [(one, other) for one in ("target", "card") for other in ("devices", "parallel", "baseline")]
     for one, other in conflicts:
@@ -124,6 +134,16 @@ def _settled(given: dict[str, Any], explicit: set[str]) -> dict[str, Any]:
 
 
 def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
+    run, label = planned(given)
+    return begun(run, given["out"], label)
+
+
+def planned(given: dict[str, Any]) -> tuple[Run, str]:
+    """Return the comparison that was asked for, without a folder or an id yet, and what its folder is called after.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     root = Path.cwd()
     models = list(given["models"]) or ([] if given["suite"] else [DEFAULT_MODEL])
     specs = asked_models(models, given["suite"], root)
@@ -172,9 +192,8 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
     pinned.refuse_more({variant.id: variant.parsed().threads or settings.threads for variant in variants})
     settings = msgspec.structs.replace(settings, cases=[variant.id for variant in variants])
     workloads = plan_workloads(specs, variants, settings)
-    folder = RunFolder.create(given["out"], given["suite"] or specs[0].label)
     run = Run(
-        id=folder.path.name,
+        id="",
         created=now_utc(),
         harness=__version__,
         state="running",
@@ -187,6 +206,17 @@ def _started(given: dict[str, Any]) -> tuple[RunFolder, Run]:
         project=environment.project(root),
         notes=[pinned.note] if pinned.note else [],
     )
+    return run, given["suite"] or specs[0].label
+
+
+def begun(run: Run, out: Path, label: str) -> tuple[RunFolder, Run]:
+    """Make the folder of a run, and save the run there for the first time.
+
+    Raises:
+        StoreError: It cannot be written; nothing is left behind.
+    """
+    folder = RunFolder.create(out, label)
+    run = msgspec.structs.replace(run, id=folder.path.name)
     try:
         folder.save(run)
     except StoreError:
@@ -274,7 +304,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
         )
     pinning.choose(",".join(map(str, run.settings.cpu_set)) or None)  # they may have gone
     now = environment.describe(run.environment.advice)
-    if _machine(now) != _machine(run.environment):
+    if machine_of(now) != machine_of(run.environment):
         raise UsageError(
             f"run {run.id} was made with other hardware or library versions; its parts would not be comparable",
             hint="start anew with harness compare",
@@ -290,7 +320,7 @@ def _resumed(given: dict[str, Any], explicit: set[str]) -> tuple[RunFolder, Run]
     return folder, msgspec.structs.replace(run, settings=settings, labels=labels)
 
 
-def _machine(of: Environment) -> tuple[object, ...]:
+def machine_of(of: Environment) -> tuple[object, ...]:
     """Return what must stay the same for two parts of a run to be comparable."""
     cards = [(gpu.get("name"), gpu.get("driver_version")) for gpu in of.gpus]
     return of.cpu, of.libraries, cards

@@ -30,7 +30,7 @@ from harness.pinning import aside
 from harness.plan import Variant
 from harness.precisions import CONVERTED
 from harness.progress import Narrator
-from harness.records import REUSED, Case, Failure, ModelInfo, Run, Workload
+from harness.records import REUSED, Case, Failure, ModelInfo, Run, Settings, Workload
 from harness.rounds import describe
 from harness.store import RunFolder
 from harness.workloads import dynamic_ranges
@@ -166,18 +166,7 @@ class Comparison:
         return artifact
 
     def _recipe(self, workload: Workload) -> Recipe:
-        settings = self._settings
-        own = workload.model.kind != "reference"
-        return Recipe(
-            model=workload.model,
-            dims=workload.asked,
-            shapes=settings.shapes if own else {},
-            weights=settings.weights or registry.default_weights(workload.model),
-            inputs=settings.inputs,
-            input_sets=settings.input_sets,
-            seed=settings.seed,
-            opset=settings.opset,
-        )
+        return recipe_of(workload, self._settings)
 
     def _dynamic_artifact(self, workload: Workload, static: Artifact) -> Artifact:
         """Return the export that leaves the dimensions of the sweep free, made once for all of its points.
@@ -330,6 +319,21 @@ class Comparison:
         if any(sitting.case == case_id for launch in page.workload.launches for sitting in launch.sittings):
             page.note(f"the engine of {case_id} was gone and was compiled again, so all launches were measured again")
             page.change(launches=[], measure_s=0.0)
+
+
+def recipe_of(workload: Workload, settings: Settings) -> Recipe:
+    """Return what a workload's artifact is made from."""
+    own = workload.model.kind != "reference"
+    return Recipe(
+        model=workload.model,
+        dims=workload.asked,
+        shapes=settings.shapes if own else {},
+        weights=settings.weights or registry.default_weights(workload.model),
+        inputs=settings.inputs,
+        input_sets=settings.input_sets,
+        seed=settings.seed,
+        opset=settings.opset,
+    )
 
 
 def _compile_line(case: Case) -> str:

@@ -9,12 +9,14 @@ What the command line says comes first. `[store]` is for all commands that use t
 
     [store]
     url = "postgresql://ci@db.example.org/harness"
+
+`[suite.NAME]` is what `harness run NAME` compares, see `harness.suite_tables`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,11 @@ FILE = Path("harness.toml")
 """Looked for in the working folder."""
 NOT_IN_FILE = {"help", "resume", "verbose", "quiet", "as_json", "lock_clocks"}
 """What belongs to one call, not to a project; and what changes the machine is to be asked for each time."""
+NO_TABLE = {"run", "init"}
+"""Commands that take what they do from other tables."""
 STORE = "store"
 URL = "url"
+SUITE = "suite"
 
 
 def read(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
@@ -43,15 +48,33 @@ def read(path: Path, commands: Mapping[str, click.Command]) -> dict[str, dict[st
         StoreError: The file cannot be read or is not TOML.
         UsageError: It names an unknown command or option, or a value does not fit; the message says where.
     """
+    tables = parse(path)
+    store = _store(path, tables.pop(STORE, None))
+    suites = tables.pop(SUITE, None)
+    known = {name: command for name, command in commands.items() if name not in NO_TABLE}
+    for name in tables:
+        if name not in known:
+            raise _located(path, registry.unknown("table", name, [*known, STORE, SUITE]))
+    defaults = {name: table(path, name, values, known[name]) for name, values in tables.items()}
+    if suites is not None:
+        from harness.suite_tables import parse_suites
+
+        parse_suites(path, suites, commands)
+    return _with_store(defaults, store, known) if store is not None else defaults
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        StoreError: The file cannot be read or is not TOML.
+    """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise StoreError(f"{path} cannot be read: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise StoreError(f"{path} is not valid TOML: {exc}") from exc
-    store = _store(path, tables.pop(STORE, None))
-    defaults = {name: _table(path, name, values, commands) for name, values in tables.items()}
-    return _with_store(defaults, store, commands) if store is not None else defaults
 
 
 def _store(path: Path, values: object) -> str | None:
@@ -79,26 +102,67 @@ def _with_store(defaults: dict[str, Any], store: str, commands: Mapping[str, cli
     return out
 
 
-def _table(path: Path, name: str, values: object, commands: Mapping[str, click.Command]) -> dict[str, Any]:
-    if name not in commands:
-        raise _located(path, registry.unknown("table", name, commands))
+def table(
+    path: Path,
+    name: str,
+    values: object,
+    command: click.Command,
+    *,
+    renamed: Mapping[str, str] | None = None,
+    others: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Return the values of a table as click takes them: name of a parameter -> value.
+
+    Args:
+        name: Of the table, for messages.
+        command: Whose options are its keys.
+        renamed: Key -> the option for which it stands here.
+        others: Keys that the caller has taken out, as suggestions.
+
+    Raises:
+        UsageError: An unknown key, or a value that does not fit.
+    """
     if not isinstance(values, dict):
         raise UsageError(f"{path}: {name} must be a table: [{name}] and its keys below it")
-    command = commands[name]
-    known = {option: each for each in command.params if (option := _key(each)) is not None}
+    options = {option: each for each in command.params if (option := _key(each)) is not None}
+    known = {key: options.pop(option) for key, option in (renamed or {}).items()} | options
     out: dict[str, Any] = {}
     for key, value in values.items():
         parameter = known.get(key.replace("_", "-"))
         if parameter is None:
-            raise _located(path, registry.unknown(f"key of [{name}]", key, known))
+            raise _located(path, registry.unknown(f"key of [{name}]", key, [*known, *others]))
         try:
-            context = click.Context(command)
-            listed = value if not parameter.multiple or isinstance(value, list) else [value]
-            parameter.type_cast_value(context, listed)
+            out[str(parameter.name)] = _fitting(parameter, value, command)
         except click.BadParameter as exc:
             raise UsageError(f"{path}: [{name}] {key}: {exc.message}") from exc
-        out[str(parameter.name)] = listed
     return out
+
+
+def _fitting(parameter: click.Parameter, value: object, command: click.Command) -> object:
+    """Return a value as click takes it.
+
+    Raises:
+        click.BadParameter: It does not fit.
+    """
+    is_flag = isinstance(parameter, click.Option) and parameter.is_flag
+    listed = value if isinstance(value, list) else [value]
+    for one in listed:
+        if isinstance(one, (dict, list)) or (isinstance(one, bool) and not is_flag):
+            raise click.BadParameter(f"{_toml(one)} is no value for it")
+        if isinstance(parameter.type, click.types.StringParamType) and not isinstance(one, str):
+            raise click.BadParameter(f'{_toml(one)} is not a text; write "{_toml(one)}"')
+    if parameter.multiple:
+        given: object = listed
+    elif isinstance(value, list):  # as on the command line, where commas stand between
+        given = ",".join(map(str, value))
+    else:
+        given = value
+    parameter.type_cast_value(click.Context(command), given)
+    return given
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "a table" if isinstance(value, dict) else str(value)
 
 
 def _key(parameter: click.Parameter) -> str | None:

@@ -103,6 +103,15 @@ def is_exported(recipe: Recipe) -> bool:
     return (exports_root() / f"{recipe.slug}-{recipe.key()}" / MANIFEST).is_file()
 
 
+def still_exported(recipe: Recipe, digest: str) -> bool:
+    """Return whether the cache has exactly this artifact for a recipe, and the user's files are still those of it."""
+    try:
+        artifact = Artifact.open(exports_root() / f"{recipe.slug}-{recipe.key()}")
+    except StoreError:
+        return False
+    return artifact.hash == digest and _changed(artifact.manifest) is None
+
+
 def ensure_artifact(
     recipe: Recipe,
     launcher: Launcher,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -36,22 +37,29 @@ class Formats(click.ParamType[list[Wanted]]):
 
     name = "formats"
 
+    def __init__(self, known: Sequence[str] | None = None) -> None:
+        """Take the names of formats; None: those of the reports of a run."""
+        self._known = known
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Wanted]:
         if isinstance(value, list) and all(isinstance(one, Wanted) for one in value):
             return value
         try:
-            return parse_formats(",".join(map(str, value)) if isinstance(value, list) else str(value))
+            return parse_formats(",".join(map(str, value)) if isinstance(value, list) else str(value), self._known)
         except UsageError as exc:
             self.fail(exc.message, param, ctx)
 
 
-def parse_formats(text: str) -> list[Wanted]:
+def parse_formats(text: str, known: Sequence[str] | None = None) -> list[Wanted]:
     """Return what is asked for.
+
+    Args:
+        known: Names of formats; None: those of the reports of a run.
 
     Raises:
         UsageError: No format has this name, two reports go to one place, or a file is missing after `=`.
     """
-    known = registry.report_names()
+    known = registry.report_names() if known is None else known
     found: list[Wanted] = []
     for token in text.split(","):
         name, equals, file = token.partition("=")
@@ -92,22 +100,37 @@ def check(wanted: list[Wanted]) -> None:
 
 
 def emit(summary: RunSummary, wanted: list[Wanted]) -> None:
-    """Write and print the reports. One that cannot be written does not keep the others from being so.
+    """Write and print the reports of a run.
+
+    Raises:
+        StoreError: A file cannot be written; the first of them.
+    """
+
+    def rendered(format_: str, *, color: bool, width: int | None) -> str:
+        return registry.report(format_).render(summary, color=color, width=width)
+
+    emit_all(rendered, wanted)
+
+
+def emit_all(rendered: Callable[..., str], wanted: list[Wanted]) -> None:
+    """Write and print texts. One that cannot be written does not keep the others from being so.
+
+    Args:
+        rendered: Returns the text of a format, given its name, `color` and `width`.
 
     Raises:
         StoreError: A file cannot be written; the first of them.
     """
     broken: StoreError | None = None
     for one in wanted:
-        report = registry.report(one.format)
         if one.file is None:
             terminal = sys.stdout is not None and sys.stdout.isatty()
             color = terminal and "NO_COLOR" not in os.environ
             width = shutil.get_terminal_size().columns if terminal else None
-            click.echo(report.render(summary, color=color, width=width), nl=False, color=color)
+            click.echo(rendered(one.format, color=color, width=width), nl=False, color=color)
             continue
         try:
-            write_atomically(users_path(one.file), report.render(summary).encode("utf-8"))
+            write_atomically(users_path(one.file), rendered(one.format, color=False, width=None).encode("utf-8"))
             click.echo(f"wrote {one.file}", err=True)
         except StoreError as exc:
             broken = broken or exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,7 @@ PROBE_TIMEOUT_S = 120.0
 def list_backends(name: str | None, *, as_json: bool) -> None:
     """Carry out `harness backends`: probe each backend in a process of its own."""
     names = [name] if name else registry.backend_names()
-    with tempfile.TemporaryDirectory(prefix="harness-probe-") as logs:
-        launcher = Launcher(
-            logs=Path(logs), threads=1, memory_limit_bytes=environment.memory_bytes(), timeout_s=PROBE_TIMEOUT_S
-        )
-        with launcher:
-            for each in names:
-                registry.backend(each)
-            rows = [(each, _probe(each, launcher)) for each in names]
+    rows = probe_all(names)
     if as_json:
         click.echo(json.dumps({each: _backend_facts(each, probed) for each, probed in rows}, indent=2))
         return
@@ -56,7 +50,19 @@ def list_backends(name: str | None, *, as_json: bool) -> None:
         click.echo(tabulate(option_rows(registry.backend(name).Options), headers=["option", "type", "default", "what"]))
 
 
-def _probe(name: str, launcher: Launcher) -> protocol.Probed:
+def probe_all(names: Sequence[str]) -> list[tuple[str, protocol.Probed]]:
+    """Return which of these backends can be used here, asking each in a process of its own."""
+    for each in names:
+        registry.backend(each)
+    with tempfile.TemporaryDirectory(prefix="harness-probe-") as logs:
+        launcher = Launcher(
+            logs=Path(logs), threads=1, memory_limit_bytes=environment.memory_bytes(), timeout_s=PROBE_TIMEOUT_S
+        )
+        with launcher:
+            return [(each, probe(each, launcher)) for each in names]
+
+
+def probe(name: str, launcher: Launcher) -> protocol.Probed:
     try:
         with launcher.start(name) as worker:
             probed = worker.call(protocol.Probe(backend=name), protocol.Probed, timeout_s=PROBE_TIMEOUT_S)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast  # Any: what a view returns is known to who asks for it
 
 import msgspec
 
@@ -110,11 +110,15 @@ WHOLE = "reference"
 COMPOSITIONS = Entry("models.compositions:COMPOSITIONS")
 
 VIEWS = {
+    "check": Entry("reports.tracking:check"),
+    "claims": Entry("reports.claims:findings"),
+    "claims-list": Entry("reports.claims:listing"),
     "difference": Entry("reports.tracking:difference"),
     "listing": Entry("reports.tracking:listing"),
+    "remarks": Entry("reports.gate:remarks"),
     "trends": Entry("reports.tracking:trends"),
 }
-"""How the history is shown: functions that return text."""
+"""How the history and the claims are shown: functions that return text."""
 ADVICE = Entry("reports.recommendation:render")
 """How a recommendation is shown."""
 SITE = Entry("reports.site:SITE")
@@ -211,9 +215,9 @@ def report(name: str) -> Report:
     return cast("type[Report]", _load("report format", name, _table("reports", REPORTS)))()
 
 
-def view(name: str) -> Callable[..., str]:
-    """Return what turns a part of the history into text."""
-    return cast("Callable[..., str]", _load("view", name, VIEWS))
+def view(name: str) -> Callable[..., Any]:
+    """Return what turns a part of the history into text, or into what a workflow is told."""
+    return cast("Callable[..., Any]", _load("view", name, VIEWS))
 
 
 def advice_report() -> Callable[..., str]:

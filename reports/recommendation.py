@@ -78,7 +78,8 @@ def draw_one(found: Recommendation, of: WorkloadSummary, wish: Wish) -> Iterator
     yield Sentence(text=headline(found, of, wish))
     if any(one.figures for one in found.candidates):
         yield _table(found, wish)
-    yield Section(title="why", lines=tuple(_why(found, wish)))
+    if why := tuple(_why(found, wish)):  # of a single case without limits there is nothing to say
+        yield Section(title="why", lines=why)
     if any(one.break_even for one in found.candidates):
         yield Legend(texts=(_PAYS,))
     if found.no_snippet:

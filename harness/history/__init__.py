@@ -11,6 +11,11 @@
 | `keeping` | what a finished comparison does with its run; runs that wait for a server |
 | `changes` | a case then and now: statistics |
 | `steps`, `trends` | figures over many runs: where they moved, and what changed then |
+| `spread` | figures that have one value a run, and how their history varies |
+| `sides`, `diff` | two sides held against each other |
+| `gate`, `limits` | what of that is a regression |
+| `against`, `checking`, `github` | the sides of `harness check`, the command, and what a workflow is told |
+| `again` | suspicious cases measured again |
 | `site`, `sitefolder`, `publishing` | the pages of a published history, the folder they lie in, writing what changed |
 | `commands_*`, `cli` | what the user types |
 

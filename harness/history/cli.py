@@ -259,7 +259,7 @@ def remove(runs: tuple[str, ...], store: str | None) -> int:
     show_default=True,
     help="Runs of each case that are looked at, the newest; those before --since are among them.",
 )
-@click.option("--min-effect", type=Share(), default=0.02, show_default="2%", help="Smallest change that is a step.")
+@click.option("--min-effect", type=Share(), default="2%", show_default=True, help="Smallest change that is a step.")
 @click.option(
     "--fail-on-regression", is_flag=True, help="Exit with 1 where the newest step of a figure is for the worse."
 )
@@ -275,8 +275,8 @@ def trends(**given: Any) -> int:
       harness trends --since 7d --fail-on-regression --format markdown
 
     \b
-    A step must hold for 3 runs, and be clear of how the runs differ: one slow run is none. For the newest run alone
-    there is harness diff.
+    A step must hold for 3 runs, and be clear of how the runs differ: one slow run is none. The newest run
+    alone is what harness check judges.
 
     \b
     Exit codes: 0 looked, 1 with --fail-on-regression where something became worse, 2 wrong usage.

@@ -113,7 +113,8 @@ class Database:
         except sa_exc.OperationalError as exc:
             # In a folder that cannot be written there is no place for the file that readers and writers share. Such
             # a history can be read all the same while nobody writes to it.
-            if self.location.path is None or self._has_journal() or "unable to open" not in str(exc.orig):
+            no_room = any(words in str(exc.orig) for words in ("unable to open", "readonly"))
+            if self.location.path is None or self._has_journal() or not no_room:
                 raise
             self._frozen = True
         with self._engine.connect() as connection:
@@ -193,6 +194,13 @@ def _explained(exc: sa_exc.DBAPIError | sqlite3.Error, location: Location) -> St
         return StoreError(f"{where} refuses: {said}", hint="the user needs the right to make and change tables")
     if "locked" in said or "busy" in said:
         return _busy(location)
+    if "readonly" in said:
+        return StoreError(
+            f"{where} can be read only: its file or folder cannot be written",
+            hint=f"give yourself the right to write there; {ELSEWHERE}",
+        )
+    if "disk is full" in said:
+        return StoreError(f"{where} is as it was: the disk is full", hint=f"free some disk space; {ELSEWHERE}")
     if "not a database" in said or "malformed" in said:
         return StoreError(
             f"{location.shown} is damaged or no history: {said}",

@@ -19,6 +19,15 @@ _Select = sa.Select[Any]  # what the columns of a select are is written otherwis
 _BACK = re.compile(rf"{LAST}(?:~(\d{{1,6}}))?")
 _AT_ONCE = 500
 """Values in one `IN`: databases have a limit."""
+AGAIN = "harness check "
+"""How the command of a run begins that measured cases of another one again, whose id follows. No run of its own right:
+`last` is another one, and it is no earlier run of its cases."""
+_MEASURED_AGAIN = (
+    sa.select(schema.runs.c.id)
+    .where(schema.runs.c.id == schema.cases.c.run, schema.runs.c.command.startswith(AGAIN))
+    .exists()
+)
+_USABLE = ("ok", "compiled", "drifted")
 
 
 class Filter(Record, frozen=True, kw_only=True):
@@ -62,14 +71,15 @@ class RunState(Record, frozen=True, kw_only=True):
 def find_run(connection: sa.Connection, name: str) -> RunRow | None:
     """Return the run of this id, or the only one whose id begins so; None where there is none.
 
-    `last` is the newest, `last~1` the one before it.
+    `last` is the newest, `last~1` the one before it; those that only measured cases of another one again do not count.
 
     Raises:
         StoreError: Several runs begin so.
     """
     wanted = sa.select(*_run_columns()).order_by(schema.runs.c.created.desc(), schema.runs.c.id.desc())
     if back := _BACK.fullmatch(name):
-        row = connection.execute(wanted.offset(int(back[1] or 0)).limit(1)).mappings().first()
+        own = wanted.where(~schema.runs.c.command.startswith(AGAIN))
+        row = connection.execute(own.offset(int(back[1] or 0)).limit(1)).mappings().first()
         return _run_row(row) if row else None
     row = connection.execute(wanted.where(schema.runs.c.id == name)).mappings().first()
     if row is not None:
@@ -160,9 +170,54 @@ def series(connection: sa.Connection, filter_: Filter) -> list[str]:
 
 
 def newest_of_series(connection: sa.Connection, series: str, most: int) -> list[Point]:
-    """Return the newest cases of a series, oldest first, whether they were measured, only compiled, or failed."""
-    wanted = sa.select(schema.cases.c.detail).where(schema.cases.c.series == series)
+    """Return the newest cases of a series, oldest first, whether they were measured, only compiled, or failed.
+
+    What was measured again for a gate is left out: it was chosen by its result.
+    """
+    wanted = sa.select(schema.cases.c.detail).where(schema.cases.c.series == series, ~_MEASURED_AGAIN)
     return _points(connection, _newest(wanted, most))
+
+
+def earlier(connection: sa.Connection, series: Iterable[str], *, most: int, before: str) -> dict[str, list[Point]]:
+    """Return the newest cases of each series that have a result, oldest first, of runs that began before a time.
+
+    What was measured again for a gate is left out: it was chosen by its result.
+    """
+    found: dict[str, list[Point]] = {}
+    for name in series:
+        wanted = sa.select(schema.cases.c.detail).where(
+            schema.cases.c.series == name,
+            schema.cases.c.created < before,
+            schema.cases.c.status.in_(_USABLE),
+            ~_MEASURED_AGAIN,
+        )
+        if points_ := [_point(detail) for detail in connection.execute(_newest(wanted, most)).scalars()]:
+            found[name] = points_[::-1]
+    return found
+
+
+def measured_again(connection: sa.Connection, run: str) -> list[Point]:
+    """Return the cases of a run that were measured again and finished, oldest first."""
+    runs = sa.select(schema.runs.c.id).where(
+        schema.runs.c.command == f"{AGAIN}{run}", schema.runs.c.state == "finished"
+    )
+    return _points(connection, _newest(sa.select(schema.cases.c.detail).where(schema.cases.c.run.in_(runs)), None))
+
+
+def baselines_of_models(connection: sa.Connection, names: Iterable[str]) -> list[Point]:
+    """Return what the series of these models are held against."""
+    joined = sa.and_(schema.cases.c.series == schema.baselines.c.series, schema.cases.c.run == schema.baselines.c.run)
+    wanted = (
+        sa.select(schema.cases.c.detail)
+        .join(schema.baselines, joined)
+        .join(schema.series, schema.series.c.id == schema.cases.c.series)
+        .order_by(schema.cases.c.created.desc(), schema.cases.c.number.desc())
+    )
+    return [
+        point
+        for part in _parts(sorted(set(names)))
+        for point in _points(connection, wanted.where(schema.series.c.model.in_(part)))
+    ]
 
 
 def baselines(connection: sa.Connection, series: Iterable[str] | None = None) -> dict[str, Point]:

@@ -52,8 +52,11 @@ class Sides:
         """Return where the history is."""
         return self.history.database.location
 
-    def side(self, name: str) -> Side:
+    def side(self, name: str, *, as_stored: bool = False) -> Side:
         """Return what a name stands for, its figures computed from raw samples wherever these are kept.
+
+        Args:
+            as_stored: Take the figures that were computed when a run was stored: of many runs in no time.
 
         Raises:
             UsageError: Nothing answers to the name.
@@ -64,7 +67,7 @@ class Sides:
             return of_run(name, load_run(folder))
         with self.history.database.read() as connection:
             stored = self._stored(connection, name)
-        return self._recomputed(name, stored)
+        return Side(name=name, points=stored) if as_stored else self._recomputed(name, stored)
 
     def _stored(self, connection: sa.Connection, name: str) -> list[Point]:
         backend, at, version = name.partition(AT)

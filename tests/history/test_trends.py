@@ -15,13 +15,14 @@ import pytest
 from msgspec.structs import replace
 
 from benchmarks.trends import series
+from harness.history import queries
 from harness.history.deriving import points_of
 from harness.history.location import Location
 from harness.history.points import METRICS, Metric, Point
 from harness.history.steps import HOLD, LEAST_RUNS, Shift, find_steps
 from harness.history.store import History
 from harness.history.trends import Step, Trends, find_trends
-from tests.example_history import BOTH, a_run
+from tests.example_history import BOTH, a_run, failed
 from tests.history.conftest import Harness
 
 LEAST = 0.02
@@ -235,6 +236,21 @@ def test_too_little_history_is_said(upgraded: Harness) -> None:
     assert done.returncode == 0, done.stderr
     assert "TOO LITTLE HISTORY" in done.stdout and "no figure has 6 runs yet" in done.stdout
     assert "latency 5, compile 5, memory 5" in done.stdout
+
+
+def test_cases_are_found_in_every_kind_of_database(location: Location) -> None:
+    history = History(location, create=True)
+    for day in (1, 2, 3):
+        put(history, day, later=False)
+    put(history, 4, later=False, command=f"{queries.AGAIN}some-run")
+    put(history, 5, later=False, fields={"onnxruntime": {"status": "crashed", "failure": failed()}})
+    with history.database.read() as connection:
+        every = queries.series(connection, queries.Filter())
+        (one,) = queries.series(connection, queries.Filter(model="res*", backend="onnxruntime", device="cpu"))
+        days = [int(point.created[8:10]) for point in queries.newest_of_series(connection, one, 3)]
+        assert queries.series(connection, queries.Filter(backend="tvm")) == []
+    assert len(every) == 2 and one in every
+    assert days == [2, 3, 5], "what was measured again for a gate was chosen by its result"
 
 
 @pytest.mark.parametrize(

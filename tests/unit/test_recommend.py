@@ -27,7 +27,7 @@ from harness.stats import EFFECT
 from harness.store import RUN_FILE
 from harness.summarize import summarize
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, WorkloadSummary
-from harness.tradeoffs import break_even
+from harness.tradeoffs import break_even, inverse
 from reports.recommendation import SUPERLATIVE, draw, headline, pays, render, why_not
 from tests.example_runs import NASTY, case, drift, nasty, no_export, nothing, row, single, stages
 from tests.example_suites import suite
@@ -408,6 +408,51 @@ class TestFromSamples:
         short = compiled(measured({"eager": 1.0, "fast": 0.5}), {"eager": 2.0, "fast": 1.0})
         assert "pays for itself" not in summed(short).closing
 
+    @pytest.mark.parametrize(
+        ("speeds", "seconds", "says"),
+        [
+            ({"eager": 1.0, "fast": 0.5}, {}, "Deploy fast."),
+            ({"eager": 1.0, "slow": 2.0}, {}, "Deploy eager."),
+            ({"eager": 1.0, "wrong": 0.5, "fast": 0.8}, {}, "Deploy fast."),
+            (
+                {"eager": 1.0, "one": 0.5, "two": 0.5},
+                {"one": 90.0, "two": 3.0, "eager": 0.1},
+                "Deploy two, of those that tie the one that compiles fastest.",
+            ),
+        ],
+    )
+    def test_the_closing_of_a_comparison_recommends_as_the_command_does(
+        self, speeds: dict[str, float], seconds: dict[str, float], says: str
+    ) -> None:
+        summary = summed(compiled(measured(speeds, {"wrong": "drifted"} if "wrong" in speeds else {}), seconds))
+        assert says in summary.closing
+        assert f"Deploy {recommend(summary, Wish()).case}" in summary.closing
+
+    def test_the_closing_recommends_nothing_that_the_run_is_not_sure_of(self) -> None:
+        assert "Deploy" not in summed(measured({"eager": 1.0, "fast": 0.5}, launches=1)).closing
+        assert "Deploy" not in summed(measured({"eager": 1.0, "fast": 0.5}, control=1.1)).closing
+        assert "Deploy" not in summed(measured({"eager": 1.0})).closing
+        drifted = measured({"eager": 1.0, "wrong": 0.5}, {"eager": "drifted", "wrong": "drifted"})
+        assert "Deploy" not in summed(drifted).closing
+
+    def test_break_even_by_hand(self) -> None:
+        chosen = row(case("chosen", stages={"compile": 30.0}), p50=8.0)
+        other = row(case("other", stages={"compile": 6.0}), p50=12.0)
+        slower = Comparison(ratio=Estimate(value=1.5, low=1.25, high=2.0), verdict="SLOWER", noisy=True)
+        found = break_even(chosen, other, slower)
+        # 24 s longer, and 4 ms saved each time: 6000 times, which take 48 s. At the ends 8 ms and 2 ms are saved.
+        assert found is not None
+        assert (found.kind, found.inferences, found.low, found.high) == ("after", 6000, 3000, 12000)
+        assert found.seconds == pytest.approx(48.0)
+        back = break_even(other, chosen, inverse(slower))
+        # The other way round: 24 s shorter, 4 ms lost each time.
+        assert back is not None
+        assert (back.kind, back.inferences) == ("until", 6000)
+        unsure = Comparison(ratio=Estimate(value=1.5, low=0.9, high=2.0), verdict="UNDECIDED", noisy=True)
+        found = break_even(chosen, other, unsure)
+        assert found is not None
+        assert (found.inferences, found.low, found.high) == (6000, 3000, None)
+
 
 class TestWords:
     def test_every_objective_and_metric_has_words(self) -> None:
@@ -459,6 +504,13 @@ class TestWords:
         advice = advise(summary, Wish())
         assert says in render(advice, summary)
         assert advice.recommendations[0].case is None
+
+    @pytest.mark.parametrize("width", [None, 80])
+    def test_a_single_case(self, width: int | None) -> None:
+        summary = single([row(case("only"), p50=10.0)])
+        text = render(advise(summary, Wish()), summary, width=width)
+        assert "Deploy only (p50 latency 10.0 ms): nothing else meets the wish." in text
+        assert "\nwhy" not in text
 
     def test_break_even_in_a_cell(self) -> None:
         assert pays(None) == "-"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import ceilings, protocol
+from harness import ceilings, protocol, rates, registry
 from harness.ceilings import datasheet, datasheets, of_machine, run_ceilings, stored
 from harness.errors import UsageError
 from harness.export import Recipe, ensure_artifact
@@ -19,9 +19,11 @@ from harness.launcher import Launcher
 from harness.modelspec import ModelSpec, Scalar
 from harness.records import Ceiling
 from harness.roofline import bound, with_limits
+from harness.summarize import summarize
 from harness.summary import CaseSummary, WorkloadSummary
 from reports.page import draw
 from tests.example_runs import case, environment, model_info, row, single
+from tests.unit.test_summarize import measured, run_of
 
 onnx = pytest.importorskip("onnx")
 
@@ -120,6 +122,18 @@ class TestLimit:
         (table,) = draw(plain).tables
         assert not {"limit_share", "bound_by"} & {column.key for column in table.columns}
 
+    def test_a_planted_ceiling_that_a_case_exceeds_is_said_in_every_format(self) -> None:
+        speeds = {"eager": 1.0, "fast": 0.5}  # 10 and 5 ms
+        of = msgspec.structs.replace(measured(speeds), info=model_info(gflop=1.0))
+        planted = ceiling(threads=1, matrix={"fp32": 150 * GIGA})
+        summary = summarize(run_of(of, ceilings=[planted]))
+        shares = {one.case.id: one.limit_share for one in summary.workloads[0].rows}
+        assert shares == {"fast": pytest.approx(200 / 150, rel=0.01), "eager": pytest.approx(100 / 150, rel=0.01)}
+        for format_ in ("terminal", "markdown", "html"):
+            text = registry.report(format_).render(summary)
+            assert "133 (wrong)" in text
+            assert "of the fastest that cpu can multiply matrices, measured: something is wrong" in text
+
 
 class TestDatasheets:
     @pytest.mark.parametrize(
@@ -132,7 +146,12 @@ class TestDatasheets:
             ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
             ("NVIDIA H100 80GB HBM3", "H100 SXM"),
             ("NVIDIA H100 PCIe", "H100 PCIe"),
+            ("NVIDIA H100 NVL", "H100 NVL"),
             ("NVIDIA H200", "H200 SXM"),
+            ("NVIDIA H200 NVL", None),
+            ("NVIDIA GH200 480GB", None),
+            ("NVIDIA A100X", None),
+            ("NVIDIA GeForce RTX 4090 D", None),
             ("NVIDIA L4", "L4"),
             ("NVIDIA L40S", None),
             ("AMD EPYC 7543", None),
@@ -148,10 +167,42 @@ class TestDatasheets:
             assert rates == sorted(rates), sheet.name
             assert sheet.memory > 100
 
+    @pytest.mark.parametrize(
+        ("name", "sms", "lanes", "operations", "plain_ghz", "tensor_ghz"),
+        [
+            ("RTX 4090", 128, 128, 1024, 2.52, 2.52),
+            ("A100 80GB SXM", 108, 64, 2048, 1.41, 1.41),
+            ("A100 80GB PCIe", 108, 64, 2048, 1.41, 1.41),
+            ("A100 40GB", 108, 64, 2048, 1.41, 1.41),
+            ("H100 PCIe", 114, 128, 4096, 1.755, 1.62),
+            ("H100 NVL", 132, 128, 4096, 1.785, 1.545),
+            ("H100 SXM", 132, 128, 4096, 1.98, 1.83),
+            ("H200 SXM", 132, 128, 4096, 1.98, 1.83),
+            ("L4", 58, 128, 1024, 2.04, 2.04),
+        ],
+    )
+    def test_are_dense_rates_of_so_many_units_at_that_clock(
+        self, name: str, sms: int, lanes: int, operations: int, plain_ghz: float, tensor_ghz: float
+    ) -> None:
+        # A multiprocessor has so many float32 lanes, and its tensor cores do so many dense float16 operations a clock.
+        sheet = next(one for one in datasheets() if one.name == name)
+        assert sheet.matrix["fp32"] == pytest.approx(sms * lanes * 2 * plain_ghz / 1000, rel=0.01)
+        assert sheet.matrix["fp16"] == pytest.approx(sms * operations * tensor_ghz / 1000, rel=0.01)
+        assert sheet.matrix["int8"] == pytest.approx(2 * sheet.matrix["fp16"], rel=0.01)
+        if name == "RTX 4090":  # with sums in float32 it is half as fast, and there are no sums in bfloat16
+            assert sheet.matrix["bf16"] == pytest.approx(sheet.matrix["fp16"] / 2, rel=0.01)
+        else:
+            assert sheet.matrix["bf16"] == sheet.matrix["fp16"]
+            assert sheet.matrix["tf32"] == pytest.approx(sheet.matrix["fp16"] / 2, rel=0.01)
+
+    def test_every_sheet_names_its_source(self) -> None:
+        assert len({sheet.name for sheet in datasheets()}) == len(datasheets()) == 9
+        assert all(sheet.source for sheet in datasheets())
+
     def test_stand_in_for_a_gpu_that_was_not_measured_and_never_for_a_cpu(self) -> None:
         machine = msgspec.structs.replace(environment(None), gpus=[{"name": "NVIDIA L4"}])
         found = of_machine(machine, ["cpu", "cuda:0"], [])
-        assert [one.source for one in found] == ["the datasheet of the L4"]
+        assert [one.source for one in found] == ["the datasheet of the L4, dense rates"]
         own = ceiling(device="cuda:0", name="NVIDIA L4", threads=None)
         assert of_machine(machine, ["cuda:0"], [own, ceiling(name="another")]) == [own]
 
@@ -186,6 +237,47 @@ class TestCommand:
     def test_devices_that_there_are_not(self, device: str, says: str) -> None:
         with pytest.raises(UsageError, match=says):
             run_ceilings(device, None, None, refresh=False, as_json=False, quiet=True)
+
+    @pytest.mark.parametrize(
+        ("found", "best", "asked"),
+        [
+            ([5.0], 5.0, 6),  # the first, and five that are no better
+            ([1.0, 2.0, 3.0, 3.02], 3.02, 8),  # what rises by less than 1 % does not start it anew
+            ([float(2**n) for n in range(30)], 2.0**19, 20),
+        ],
+    )
+    def test_repeats_until_nothing_faster_is_found(self, found: list[float], best: float, asked: int) -> None:
+        calls: list[float] = []
+
+        def measured() -> float:
+            calls.append(found[min(len(calls), len(found) - 1)])
+            return calls[-1]
+
+        assert rates._settled(measured) == best
+        assert len(calls) == asked
+
+    def test_a_card_may_add_halves_in_half_precision_and_nothing_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch = pytest.importorskip("torch")
+        allowed: dict[str, bool] = {}
+
+        def measured(work: Any) -> float:
+            allowed[precision] = torch.backends.cuda.matmul.allow_fp16_accumulation
+            return 1.0
+
+        monkeypatch.setattr(rates, "_settled", measured)
+        monkeypatch.setattr(rates, "MATRIX_SIZES", {"cpu": (64,)})
+        for precision in ("fp16", "fp32"):
+            rates._matrix(precision, torch.device("cpu"))
+        assert allowed == {"fp16": True, "fp32": False}
+
+    def test_a_cpu_multiplies_by_two_libraries_and_both_are_right(self) -> None:
+        torch = pytest.importorskip("torch")
+        with torch.inference_mode():
+            first, second = (work() for work in rates._products(64, torch.float32, torch.device("cpu")))
+        assert first.shape == (64, 64)
+        assert second.numel() == first.numel()
+        assert torch.all(first == 64)
+        assert torch.all(second == 64)
 
     def test_a_worker_measures_for_real(self, launcher: Launcher) -> None:
         with launcher.start("rates") as worker:
