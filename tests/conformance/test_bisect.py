@@ -73,6 +73,7 @@ def bisect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captu
 
     def run(*arguments: str, texts: Sequence[str], broken: Sequence[int] = ()) -> Said:
         monkeypatch.setattr(commands, "source_of", lambda *_, **__: Planted(texts, broken))
+        capsys.readouterr()  # what others have printed
         with pytest.raises(SystemExit) as ended:
             main(["bisect", "--model", "tiny", "--backend", "fake-ok", "--json", *arguments])
         captured = capsys.readouterr()

@@ -184,7 +184,7 @@ def test_cache_clear_keeps_engines_of_living_runs(living: Path, own_cache: Path,
     shown = cli("cache")
     assert shown.returncode == 0
     shown_parts = [line.split()[0] for line in shown.stdout.splitlines()[2:]]
-    assert shown_parts == ["exports", "engines", "backends", "environments"]
+    assert shown_parts == ["exports", "engines", "backends", "environments", "bisects"]
     done = cli("cache", "clear", "--engines")
     assert done.returncode == 0
     assert "cleared engines in" in done.stdout
