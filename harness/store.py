@@ -80,7 +80,8 @@ def find_run(name: str, out: Path) -> RunFolder:
         return RunFolder(found[0])
     if not runs:
         raise StoreError(
-            f"no run '{name}': there are no runs in {out}", hint="harness compare makes one; --out names the folder"
+            f"no run '{name}': there are no runs in {out}",
+            hint="harness compare makes one; --help names the option for their folder",
         )
     names = ", ".join(path.name for path in (found or runs)[-5:])
     raise StoreError(
