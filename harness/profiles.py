@@ -22,6 +22,11 @@ HEAVY = (
     "Einsum", "Attention", "LSTM", "GRU", "RNN",
 )  # fmt: skip
 """Operators that lead a fused group, before all others."""
+MIDDLE = (
+    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization",
+    "Softmax", "LogSoftmax", "MaxPool", "AveragePool", "GlobalAveragePool", "Erf", "Gelu", "Resize",
+)  # fmt: skip
+"""Those that lead one before what only goes over its elements."""
 LIGHT = (
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Constant", "Shape", "Slice",
     "Concat", "Split", "Expand", "QuantizeLinear", "DequantizeLinear",
@@ -136,7 +141,7 @@ def leading(nodes: Sequence[str], ops: dict[str, str]) -> str:
 
     def rank(name: str) -> int:
         op = ops.get(name, "")
-        return 0 if op in HEAVY else 2 if op in LIGHT else 1
+        return 0 if op in HEAVY else 1 if op in MIDDLE else 3 if op in LIGHT else 2
 
     return min(nodes, key=rank)  # the first of equals
 

@@ -96,7 +96,7 @@ def _workload(workload: WorkloadProfile, by: By, top: int) -> Iterator[Block]:
             texts=(
                 "with profiler = one iteration by harness' own clock while the profiler is at work; unexplained = the "
                 "share of it that no operator took, such as Python's time between operators. Without: in the same "
-                "process before, not for comparison.",
+                "process before, not for comparison. What the profiler costs below zero is the machine's noise.",
             )
         )
         ops = ops_of(workload)

@@ -88,6 +88,7 @@ def record(workload: WorkloadProfile = WORKLOAD, **more: object) -> ProfileRecor
 def test_the_node_with_most_arithmetic_leads() -> None:
     assert leading(["r0", "c0"], NODES) == "c0"
     assert leading(["v", "a1"], NODES) == "a1"
+    assert leading(["a1", "n"], {**NODES, "n": "LayerNormalization"}) == "n"
     assert leading(["c0", "m"], NODES) == "c0", "of equals the first"
 
 
