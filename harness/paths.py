@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def make_folder(path: Path, what: str, *, hint: str | None = None) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-test-{os.getpid()}"
+        probe = path / f".write-test-{os.getpid()}-{threading.get_ident()}"  # several threads may ask at once
         probe.write_bytes(b"")
         probe.unlink()
     except FileExistsError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,10 @@ def test_part_files_of_two_processes_differ(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "getpid", lambda: 1)
     write_atomically(tmp_path / "file", b"")
     assert len(set(names)) == 2
+
+
+def test_a_folder_is_made_by_several_threads_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: make_folder(tmp_path / "shared", "the cache folder"), range(2000)))
+    assert set(made) == {tmp_path / "shared"}
+    assert not any((tmp_path / "shared").iterdir())
