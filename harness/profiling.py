@@ -59,6 +59,8 @@ class Profiling(Comparison):
         for case in page.workload.cases:
             found = self._profiled(case, compiled[case.id].seats)
             self._keep(page, [found])
+            if found.profile:  # said once it is kept
+                self._say.done(f"profiled {case.id}: {len(found.profile.operators)} operators")
 
     def _profiled(self, case: Case, seats: Sequence[Seat]) -> CaseProfile:
         blank = CaseProfile(
@@ -80,15 +82,13 @@ class Profiling(Comparison):
         try:
             seat = seats[0]
             with self._launcher.start(f"{seat.slug}-profile", seat.environment, threads=seat.spec.threads) as worker:
-                found = ask(worker, seat, self._launcher, self.record.iterations, blank)
+                return ask(worker, seat, self._launcher, self.record.iterations, blank)
         except StoreError:
             raise
         except HarnessError as exc:  # a row says why; the others go on
             failure = describe(exc, "profile", worker.log if worker else None)
             self._say.done(f"{case.id}: {exc.status.replace('_', ' ')}: {exc.message.splitlines()[0][:160]}")
             return msgspec.structs.replace(blank, status=exc.status, failure=failure)
-        self._say.done(f"profiled {case.id}: {len(found.profile.operators) if found.profile else 0} operators")
-        return found
 
     def _tidy(self, page: Page, engines: EngineStore) -> None:
         for case in page.workload.cases:
