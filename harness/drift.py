@@ -13,12 +13,14 @@ the n elements that are finite in all of them, computed in float64:
 
 A floating-point output passes when
 
-    (RMSE to golden <= k * eager's RMSE to golden + tolerance / 10 * rms(g)  or  max rel <= tolerance)
+    (RMSE to golden <= k * eager + tolerance / 10 * rms(g)  or  max rel <= tolerance)
     and cosine >= its limit and c is finite where r is.
 
-The first alternative asks of a backend what float32 asks of eager itself, the second forgives where eager happens to be
-exact. Where r is zero everywhere there is no scale: the tolerance is absolute and the cosine is not judged. Integer and
-boolean outputs must be equal: half a class index is no class.
+`eager` is eager's RMSE to golden, in a half precision not less than one rounding of each element, u * rms(g): eager
+runs in float32, and would do no better there. So the first alternative asks of a backend what its precision asks of
+eager itself; the second forgives where eager happens to be exact. Where r is zero everywhere there is no scale: the
+tolerance is absolute and the cosine is not judged. Integer and boolean outputs must be equal: half a class index is no
+class.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class Limits:
     k: float
     """How many times eager's own RMSE to golden is allowed."""
     cosine: float
+    roundoff: float = 0.0
+    """Unit roundoff u of a precision that rounds every result; eager's own is in its RMSE already."""
     dtypes: tuple[str, ...] = ()
     """Dtypes that a float32 output may come back in, besides float32."""
 
@@ -63,8 +67,8 @@ LIMITS: Mapping[str, Limits] = {
     # float16; int8 has 127 steps for a whole tensor, and neighbours in float8 E4M3 are an eighth apart.
     "fp32": Limits(tolerance=1e-3, k=2, cosine=0.999),
     "tf32": Limits(tolerance=1e-2, k=3, cosine=0.995),
-    "fp16": Limits(tolerance=1e-2, k=3, cosine=0.995, dtypes=("float16",)),
-    "bf16": Limits(tolerance=5e-2, k=3, cosine=0.99, dtypes=("bfloat16",)),
+    "fp16": Limits(tolerance=1e-2, k=3, cosine=0.995, roundoff=2**-11, dtypes=("float16",)),
+    "bf16": Limits(tolerance=5e-2, k=3, cosine=0.99, roundoff=2**-8, dtypes=("bfloat16",)),
     "int8": Limits(tolerance=1e-1, k=3, cosine=0.99, dtypes=("float16",)),
     "fp8": Limits(tolerance=2e-1, k=3, cosine=0.99, dtypes=("float16",)),
 }
@@ -236,7 +240,8 @@ def _row(
     norm_c, norm_r, norm_d = (math.sqrt(total.sums[key]) for key in ("cc", "rr", "dd"))
     cosine = _cosine(total.sums["cr"], norm_c, norm_r)
     scale = total.rms("gg") or 1.0
-    rmse_limit = allowed.k * total.rms("rg") + allowed.tolerance / 10 * scale if floating else 0.0
+    eager = max(total.rms("rg"), allowed.roundoff * scale)
+    rmse_limit = allowed.k * eager + allowed.tolerance / 10 * scale if floating else 0.0
     rmse_golden = total.rms("cg")
     within = total.max_rel <= allowed.tolerance if floating else total.unequal == 0
     complaints = []

@@ -105,6 +105,28 @@ class TestVerdict:
         row = one(reference + 2 * error, reference, precision=precision)
         assert (row.within_tolerance, row.passed) == (passed, passed)
 
+    @pytest.mark.parametrize(
+        ("precision", "limit"),
+        [
+            ("fp32", 1e-4),
+            ("fp16", 1e-3 + 3 * 2**-11),  # of three roundings, and the tolerance's share
+            ("bf16", 5e-3 + 3 * 2**-8),
+            ("int8", 1e-2),
+        ],
+    )
+    def test_a_half_precision_may_round_where_eager_in_float32_is_exact(self, precision: str, limit: float) -> None:
+        golden = np.random.default_rng(3).choice([-1.0, 1.0], size=10_000)  # rms 1
+        assert one(golden, golden, golden, precision=precision).rmse_limit == pytest.approx(limit)
+        far = np.zeros_like(golden)
+        far[0] = 100.0  # RMSE 1, and one element far out of any tolerance
+        assert one(golden + 0.99 * limit * far, golden, golden, precision=precision).passed
+        assert not one(golden + 1.01 * limit * far, golden, golden, precision=precision).passed
+
+    def test_what_eager_adds_up_counts_where_it_is_more_than_a_rounding(self) -> None:
+        golden = np.ones(100)
+        row = one(golden, golden + 0.01, golden, precision="fp16")
+        assert row.rmse_limit == pytest.approx(3 * 0.01 + 1e-3)
+
     def test_a_small_rmse_forgives_one_far_element(self) -> None:
         reference = np.ones(1_000_000)
         candidate = reference.copy()
