@@ -45,7 +45,7 @@ def run_plot(
     """
     target = users_path(str(out))
     single = _format_of_file(target, out, format_)
-    run = with_ceilings(load_run(find_run(name, runs)))
+    run = with_ceilings(load_run(find_run(name, runs, "--runs")))
     if workload is not None and workload not in (keys := [one.key for one in run.workloads]):
         raise registry.unknown("workload of this run", workload, keys)
     drawings = _wanted(registry.drawings()(summarize(run)), run, kinds, workload)

@@ -58,8 +58,11 @@ def now_utc() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def find_run(name: str, out: Path) -> RunFolder:
+def find_run(name: str, out: Path, option: str = "--out") -> RunFolder:
     """Find a run by its folder, its `run.json`, its name below `out`, the start of that name, or `last`.
+
+    Args:
+        option: What names `out` on the command line, for the error.
 
     Raises:
         StoreError: No run, or more than one, answers to the name.
@@ -81,7 +84,7 @@ def find_run(name: str, out: Path) -> RunFolder:
     if not runs:
         raise StoreError(
             f"no run '{name}': there are no runs in {out}",
-            hint="harness compare makes one; --help names the option for their folder",
+            hint=f"harness compare makes one; {option} names the folder",
         )
     names = ", ".join(path.name for path in (found or runs)[-5:])
     raise StoreError(

@@ -110,6 +110,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ("compare --resume last", ["no run 'last': there are no runs in results", "--out"]),
         ("show", ["no run 'last': there are no runs in results", "harness compare"]),
         ("show 2026 --out nowhere", ["no run '2026': there are no runs in nowhere"]),
+        ("plot", ["there are no runs in results", "--runs names the folder"]),
         ("backends tensort", ["unknown backend 'tensort'; did you mean 'tensorrt'?"]),
         ("export --model tyni", ["unknown model 'tyni'; did you mean 'tiny'?"]),
         ("cache clean", ["'clean' is not one of 'show', 'clear'"]),
