@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import click
 
-from harness.parameters import Whole
+from harness import options
 
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N", help="Device that is measured.")
-@click.option("--threads", type=Whole(1, 1024), help="CPU threads.  [default: one a physical core]")
+@options.threads
 @click.option("--precision", metavar="NAME,...", help="Precisions to measure.  [default: what the device is made for]")
 @click.option("--refresh", is_flag=True, help="Measure again what is known already.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@options.print_json
+@options.quiet
 def ceilings(device: str, threads: int | None, precision: str | None, refresh: bool, as_json: bool, quiet: bool) -> int:
     """Measure how fast a device multiplies matrices and moves memory, once; comparisons then say how near they came.
 

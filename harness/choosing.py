@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from harness import options
 from harness.options import out as out_option
 from harness.parameters import Amount
 from harness.quantities import Bytes, Drift, Duration, Share
@@ -66,7 +67,7 @@ def _limits(command: Any) -> Any:  # click's decorators are typed no closer
     metavar="DIR",
     help="Copy the recommended engine there, with the lines that load it and a manifest.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 @out_option
 def recommend(run: str, out: Path, save: Path | None, as_json: bool, **given: Any) -> int:
     """Say which backend of a RUN to deploy, why, how sure that is, and what would change the answer.

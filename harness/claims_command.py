@@ -42,7 +42,7 @@ from harness.parameters import Amount
     show_default=True,
     help="Format on stdout.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@options.format_json
 @options.quiet
 def claims(**given: Any) -> int:
     """Measure published figures again, as far as this machine can, and say which of them hold.

@@ -98,7 +98,7 @@ def cli(context: click.Context, config: Path | None) -> None:
 def _formats() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         names = ", ".join(registry.report_names())
-        command = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")(command)
+        command = options.format_json(command)
         return click.option(
             "--format",
             "format_",
@@ -234,7 +234,7 @@ def show(run: str, out: Path, format_: list[Wanted], as_json: bool, verbose: boo
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 def backends(name: str | None, as_json: bool) -> int:
     """List backends: versions and devices, or why not and what to install. With NAME, its options.
 
@@ -251,7 +251,7 @@ def backends(name: str | None, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 def models(name: str | None, as_json: bool) -> int:
     """List reference models and suites. With NAME, a model's settings, inputs and public weights.
 
@@ -271,7 +271,7 @@ def models(name: str | None, as_json: bool) -> int:
 
 @cli.command()
 @subject
-@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@options.one_batch
 @options.seed
 @options.threads
 @options.opset
@@ -294,7 +294,7 @@ def export(**given: Any) -> int:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 def doctor(as_json: bool) -> int:
     """Say what on this machine makes numbers noisy, with figures and advice.
 

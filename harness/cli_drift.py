@@ -15,8 +15,8 @@ from harness.parameters import Amount, Whole
 @options.subject
 @click.option("--backend", required=True, help="One backend; options after a colon, as in --backends.")
 @options.precision
-@click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@options.one_device
+@options.one_batch
 @options.seed
 @options.threads
 @options.opset
@@ -27,7 +27,7 @@ from harness.parameters import Amount, Whole
     "--to", type=click.Path(path_type=Path), help="Folder for the model of the node alone.  [default: the run's own]"
 )
 @options.out
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 @options.verbose
 @options.quiet
 def localize(**given: Any) -> int:
@@ -54,8 +54,8 @@ def localize(**given: Any) -> int:
 @options.subject
 @click.option("--backend", required=True, help="One backend; options after a colon, as in --backends.")
 @options.precision
-@click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@options.one_device
+@options.one_batch
 @click.option(
     "--budget", type=Amount(), default=300.0, show_default=True, help="Seconds that the search for nodes may take."
 )
@@ -67,7 +67,7 @@ def localize(**given: Any) -> int:
 @options.timeout
 @options.memory_limit
 @options.out
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 @options.verbose
 @options.quiet
 def sensitivity(**given: Any) -> int:

@@ -21,8 +21,8 @@ from harness.parameters import Whole
     help="Comma-separated; options after a colon: tvm:trials=64,tuning_seconds=60",
 )
 @options.precision
-@click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@options.one_device
+@options.one_batch
 @click.option(
     "--iterations", type=Whole(1, 10_000), default=10, show_default=True, help="Iterations under each profiler."
 )
@@ -50,7 +50,7 @@ from harness.parameters import Whole
     show_default=True,
     help="Format on stdout.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@options.format_json
 @options.verbose
 @options.quiet
 @click.pass_context

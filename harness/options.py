@@ -56,10 +56,12 @@ out = click.option(
 )
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 verbose = click.option("-v", "--verbose", is_flag=True, help="Show tracebacks of failures.")
+print_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+format_json = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 
-out = click.option(
-    "--out", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder that holds runs."
-)
+one_device = click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+one_batch = click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+"""Of a command that takes one of each; `harness compare` takes several."""
 
 
 def subject(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ from harness.history.cli import label_option, store_option
     metavar="NAME[=FILE],...",
     help="As harness compare.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@options.format_json
 @options.verbose
 @options.quiet
 @click.pass_context

@@ -45,8 +45,8 @@ FIGURES = (*METRICS, "status")
     help="From which growth on a change counts: 5%, 300%.",
 )
 @options.precision
-@click.option("--device", "devices", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch", type=Whole(1, 1 << 20), show_default="1", help="Items in one inference.")
+@options.one_device
+@options.one_batch
 @options.seed
 @options.threads
 @options.cpus
@@ -72,7 +72,7 @@ FIGURES = (*METRICS, "status")
 @label_option
 @store_option
 @options.out
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 @options.verbose
 @options.quiet
 def bisect(**given: Any) -> int:

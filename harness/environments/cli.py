@@ -23,7 +23,7 @@ def env() -> None:
 
 
 @env.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 def list_(as_json: bool) -> int:
     """List environments: Python, packages, size, when they were made and last used.
 
@@ -39,7 +39,7 @@ def list_(as_json: bool) -> int:
 
 @env.command()
 @click.argument("names", nargs=-1, required=True, metavar="BACKEND@VERSION...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.print_json
 def show(names: tuple[str, ...], as_json: bool) -> int:
     """Show an environment: all of its packages, how it was made, and which comparisons ran in it.
 

@@ -17,7 +17,9 @@
 | `against`, `checking`, `github` | the sides of `harness check`, the command, and what a workflow is told |
 | `again` | suspicious cases measured again |
 | `site`, `sitefolder`, `publishing` | the pages of a published history, the folder they lie in, writing what changed |
-| `commands_*`, `cli` | what the user types |
+| `queries`, `deriving` | what is read of the tables; points from a run |
+| `cli`, `cli_check`, `publish_command`, `parameters` | what the user types |
+| `managing`, `showing` | the commands behind it |
 
 SQLAlchemy is imported by `schema`, `database`, `store` and `migrations` only, and those when a command needs them.
 """

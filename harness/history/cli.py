@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from harness import options
 from harness.history.location import VARIABLE
 from harness.history.parameters import Since
 from harness.history.points import METRICS
@@ -25,10 +26,6 @@ store_option = click.option(
 label_option = click.option(
     "--label", "labels", multiple=True, metavar="NAME", help="A name by which the history finds this run; repeatable."
 )
-_out = click.option(
-    "--out", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder that holds runs."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _format = click.option(
     "--format",
     "format_",
@@ -43,7 +40,7 @@ _format = click.option(
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @label_option
 @store_option
-@_out
+@options.out
 def import_(runs: tuple[str, ...], labels: tuple[str, ...], store: str | None, out: Path) -> int:
     """Put runs into the history: run folders, run.json files, or names below --out.
 
@@ -77,7 +74,7 @@ def sync(store: str | None) -> int:
 @click.argument("run", required=False)
 @click.option("--model", help="Clear that of one model only.")
 @store_option
-@_json
+@options.print_json
 def baseline(action: str, run: str | None, model: str | None, store: str | None, as_json: bool) -> int:
     """Say what later runs are held against: each case has one baseline, the same case of an earlier RUN.
 

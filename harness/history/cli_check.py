@@ -64,7 +64,7 @@ def _growths(command: Any) -> Any:  # click's decorators are typed no closer
     metavar="NAME[=FILE],...",
     help=f"Reports, each to a file or, one at most, to stdout. Names: {', '.join(FORMATS)}.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@options.format_json
 @click.option("--junit", type=click.Path(), metavar="FILE", help="Also write JUnit XML: short for junit=FILE.")
 @store_option
 @options.out
