@@ -223,7 +223,13 @@ class HostSession(OnnxRuntimeSession):
     def profile(self, iterate: Iterate, clock: Clock) -> Profile:
         if self._profiled is None or self._graph is None or not self._graph.is_file():
             raise UnsupportedError("ONNX Runtime profiles an optimised graph, and this engine has none on disk")
-        exported, optimised = read_graph(self._artifact.onnx_path), read_graph(self._graph)
+        try:
+            exported, optimised = read_graph(self._artifact.onnx_path), read_graph(self._graph)
+        except ImportError as exc:  # an environment of a release holds what running needs
+            raise UnsupportedError(
+                "operators are mapped to nodes by onnx, which is not installed where this backend runs",
+                hint="pip install onnx there; harness installs a release with what running it needs",
+            ) from exc
         with tempfile.TemporaryDirectory(prefix="harness-trace-") as scratch:
             session = self._profiled(self._graph, Path(scratch) / "trace")
             twin = HostSession(session, self._artifact, self._card, self._assigned)

@@ -81,7 +81,9 @@ class Profiling(Comparison):
         worker: Worker | None = None
         try:
             seat = seats[0]
-            with self._launcher.start(f"{seat.slug}-profile", seat.environment, threads=seat.spec.threads) as worker:
+            with self._launcher.start(
+                f"{seat.slug}-profile", seat.environment, threads=seat.spec.threads, python=seat.python
+            ) as worker:
                 return ask(worker, seat, self._launcher, self.record.iterations, blank)
         except StoreError:
             raise

@@ -56,6 +56,16 @@ def test_an_old_and_the_installed_release_side_by_side(
     assert all("engine_compiled_at" in row["facts"] for row in again), "each finds its own engine again"
 
 
+def test_a_release_is_profiled_where_it_is_installed(older: environments.Interpreter, cli: Cli) -> None:
+    done = cli("profile", "--model", "tiny", "--backends", f"onnxruntime@{OLDER},onnxruntime", "--json")
+    cases = {one["id"]: one for one in json.loads(done.stdout)["workloads"][0]["cases"]}
+    assert cases["onnxruntime"]["status"] == "ok", done.stderr
+    assert "onnx" not in older.packages, "what maps operators to nodes is not there"
+    old = cases[f"onnxruntime@{OLDER}"]
+    assert old["status"] == "unsupported"
+    assert "by onnx, which is not installed where this backend runs" in old["failure"]["message"]
+
+
 def test_a_release_that_there_is_not_ends_the_command(
     older: environments.Interpreter, cli: Cli, tmp_path: Path
 ) -> None:
