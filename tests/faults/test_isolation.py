@@ -91,7 +91,7 @@ def test_exit_code_and_no_traceback(ruined: tuple[subprocess.CompletedProcess[st
 
 def test_nothing_is_left_running(ruined: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     assert ruined[0].returncode == 3
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (left := survivors()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
@@ -195,7 +195,7 @@ def test_workers_die_with_a_killed_parent(tiny: Artifact, tmp_path: Path) -> Non
     _wait_for_launches(tmp_path, 1)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while survivors() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not survivors()

@@ -92,9 +92,11 @@ def hold(machine: Machine, body: str, rate: object = 1800) -> subprocess.Popen[s
 
 def wait_for(happened: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 20
-    while not happened() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if happened():
+            return True
         time.sleep(0.02)
-    return happened()
+    return False
 
 
 BOTH = [f"lock {UUID} 1800 1800", f"reset {UUID}"]

@@ -94,9 +94,11 @@ def marked(worker: Worker) -> list[psutil.Process]:
 
 def wait_until(happened: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 60
-    while not happened() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if happened():
+            return True
         time.sleep(0.02)
-    return happened()
+    return False
 
 
 # ---- what the parent understands

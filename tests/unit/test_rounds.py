@@ -95,7 +95,7 @@ def conducted(
 def _settled_status(worker: Worker) -> str:
     # A signal takes a moment to arrive; a worker that was not stopped at all is asleep, waiting for a request.
     process = psutil.Process(worker._process.pid)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
         time.sleep(0.001)
     return process.status()
