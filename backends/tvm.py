@@ -117,7 +117,7 @@ class TVM(Backend):
             "filelock",
             "psutil",
             "scipy",
-            *(("cuda-bindings",) if kind == "cuda" else ()),
+            *(("cuda-bindings", "cuda-toolkit[cccl,cudart,nvrtc]") if kind == "cuda" else ()),
         )
 
     @classmethod

@@ -25,10 +25,7 @@ from harness.errors import CompileError, UnavailableError, UnsupportedError
 
 NVCC_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 """Where installers put nvcc without telling PATH."""
-INSTALL = (
-    "install NVIDIA's CUDA toolkit so that nvcc is on PATH, or pip install cuda-bindings nvidia-cuda-nvrtc "
-    "nvidia-cuda-runtime nvidia-cuda-cccl"
-)
+INSTALL = "pip install 'harness[tvm]', which brings nvrtc, or install NVIDIA's CUDA toolkit so that nvcc is on PATH"
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(')
 _ELF = b"\x7fELF"
 
@@ -98,7 +95,7 @@ def _nvrtc() -> Tool:
     from cuda.bindings import nvrtc
 
     error, major, minor = nvrtc.nvrtcVersion()
-    supported, known = nvrtc.nvrtcGetSupportedArchs()[::2] if error.value == 0 else (error, [])
+    supported, known = nvrtc.nvrtcGetSupportedArchs() if error.value == 0 else (error, [])
     if error.value or supported.value:
         raise RuntimeError(f"libnvrtc answered {error.name}, {supported.name}")
     headers = pathfinder.find_nvidia_header_directory("cudart")

@@ -16,13 +16,16 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from configparser import ConfigParser
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from backends import cuda_device, tvm_cubin, tvm_cuda
 from backends.tvm import TVM, Options
@@ -34,6 +37,7 @@ from harness.api import Artifact, CompileRequest, DynamicShapes
 from harness.errors import CompileError, RunError, UnavailableError, UnsupportedError
 from tests.fake_gpu import fake_nvcc, tvm_checks
 from tests.fake_tensorrt import make_artifact
+from tests.support import ROOT
 from tests.unit.test_tvm_graph import SWEPT, doubled
 
 # On a GPU that is not there
@@ -150,7 +154,7 @@ def test_nvrtc_is_used_where_there_is_no_nvcc(
     success = types.SimpleNamespace(value=0, name="NVRTC_SUCCESS")
     nvrtc = types.ModuleType("cuda.bindings.nvrtc")
     nvrtc.nvrtcVersion = lambda: (success, 13, 1)  # type: ignore[attr-defined]
-    nvrtc.nvrtcGetSupportedArchs = lambda: (success, 2, [89, 120])  # type: ignore[attr-defined]
+    nvrtc.nvrtcGetSupportedArchs = lambda: (success, [89, 120])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", nvrtc)
     monkeypatch.setattr(cuda_package, "nvrtc", nvrtc, raising=False)
     headers = {"cudart": tmp_path / "include", "cccl": tmp_path / "include" / "cccl"}
@@ -159,6 +163,29 @@ def test_nvrtc_is_used_where_there_is_no_nvcc(
     assert (found.name, found.version, found.targets) == ("nvrtc", "13.1", ("sm_89", "sm_120"))
     assert found.options == (f"-I{tmp_path}/include/cccl",)
     assert os.environ.pop("CUDA_PATH") == str(tmp_path)
+
+
+@pytest.fixture
+def nvrtc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide nvcc; what is found then is the real nvrtc."""
+
+    def hidden() -> tvm_cubin.Tool:
+        raise FileNotFoundError("hidden")
+
+    try:
+        version("nvidia-cuda-nvrtc")
+    except PackageNotFoundError as exc:
+        if "tvm" in os.environ.get("HARNESS_REQUIRE", "").split(","):
+            raise
+        pytest.skip(f"{exc.name} is not installed")
+    pytest.importorskip("tvm")
+    monkeypatch.setattr(tvm_cubin, "_nvcc", hidden)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile goes with it
+        monkeypatch.delenv(name)
+    tvm_cubin.tool.cache_clear()
+    yield
+    tvm_cubin.tool.cache_clear()
 
 
 @pytest.fixture
@@ -192,6 +219,19 @@ def test_fast_math_is_said_unless_it_is_turned_off(nvcc: None, monkeypatch: pyte
     assert assembler.described == "nvcc 13.0.0, fast math"
     monkeypatch.setenv("TVM_CUDA_NVCC_NO_FAST_MATH", "1")
     assert assembler.described == "nvcc 13.0.0"
+
+
+def test_the_extra_and_the_environment_of_a_release_bring_a_compiler_alike() -> None:
+    shipped = ConfigParser()
+    shipped.read(ROOT / "setup.cfg")
+    extra, core = (
+        {(need.name, frozenset(need.extras)) for need in map(Requirement, text.strip().splitlines())}
+        for text in (shipped["options.extras_require"]["tvm"], shipped["options"]["install_requires"])
+    )
+    beside = {(need.name, frozenset(need.extras)) for need in map(Requirement, TVM.companions("0.27", Options(), "cuda"))}
+    assert ("cuda-toolkit", frozenset({"cccl", "cudart", "nvrtc"})) in beside
+    assert beside <= extra | core
+    assert extra - beside <= {("apache-tvm", frozenset()), ("apache-tvm-ffi", frozenset())}
 
 
 # Whether a GPU can be used
@@ -315,16 +355,26 @@ def test_an_engine_for_an_absent_gpu_holds_machine_code(nvcc: None, tmp_path: Pa
         TVM().load(request.engine_dir, dataclasses.replace(request, device="cpu", target=None))
 
 
+def check_the_tiny_model(tiny: Artifact, folder: Path) -> str:
+    """Compile it for sm_89 with the compiler that there is, and return what that was."""
+    facts = check_engine(request_for(tiny, folder, device="cpu"))
+    assert facts["kernels"] == 6
+    machine_of_nvidia = 190  # EM_CUDA
+    library = (folder / "engine" / LIBRARY).read_bytes()
+    code = library.index(b"\x7fELF", library.index(text(b"cubin")))
+    assert struct.unpack("<H", library[code + 18 : code + 20]) == (machine_of_nvidia,)
+    return str(facts["cuda_compiler"])
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
 def test_nvcc_itself_compiles_the_tiny_model_for_sm_89(tiny: Artifact, tmp_path: Path) -> None:
     pytest.importorskip("tvm")
     tvm_cubin.tool.cache_clear()
-    facts = check_engine(request_for(tiny, tmp_path, device="cpu"))
-    assert facts["kernels"] == 6
-    machine_of_nvidia = 190  # EM_CUDA
-    library = (tmp_path / "engine" / LIBRARY).read_bytes()
-    code = library.index(b"\x7fELF", library.index(text(b"cubin")))
-    assert struct.unpack("<H", library[code + 18 : code + 20]) == (machine_of_nvidia,)
+    assert check_the_tiny_model(tiny, tmp_path).startswith("nvcc")
+
+
+def test_nvrtc_itself_compiles_the_tiny_model_for_sm_89(nvrtc: None, tiny: Artifact, tmp_path: Path) -> None:
+    assert check_the_tiny_model(tiny, tmp_path).startswith("nvrtc")
 
 
 @pytest.mark.parametrize(
