@@ -41,7 +41,9 @@ class Seen:
         """Happens while the engine is built."""
         self.profile: FakeProfile | None = None
         self.runtime_config: FakeRuntimeConfig | None = None
-        self.runtime_cache = FakeRuntimeCache()
+        self.runtime_caches: list[FakeRuntimeCache] = []
+        self.kernels: Buffer | None = Buffer(b"kernels")
+        """What a runtime cache is written as; None where it cannot be."""
         self.addresses: dict[str, int] = {}
         self.enqueues = 0
         self.broken = ""
@@ -321,21 +323,22 @@ class FakeRuntimeConfig(Fake):
     _cache: Any = None
 
     def create_runtime_cache(self) -> FakeRuntimeCache:
-        return self._seen.runtime_cache
+        self._seen.runtime_caches.append(FakeRuntimeCache(self._seen))
+        return self._seen.runtime_caches[-1]
 
     def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
         self._cache = cache
         return True
 
 
-class FakeRuntimeCache:
+class FakeRuntimeCache(Fake):
     """Stands for `IRuntimeCache`; accepts only what it wrote."""
 
     def deserialize(self, known: bytes) -> bool:
-        return known == b"kernels"
+        return known == self._seen.kernels
 
-    def serialize(self) -> Buffer:
-        return Buffer(b"kernels")
+    def serialize(self) -> Buffer | None:
+        return self._seen.kernels
 
 
 class FakeProfile(Fake):
