@@ -55,6 +55,8 @@ class Seen:
         self.graph_warning = ""
         """What making a context logs where a CUDA graph was asked for."""
         self.shape_tensor = False
+        self.shape_error = ""
+        """What inferring shapes logs where it fails."""
         self.dtype: Any = np.float32
         self.shape: tuple[int, ...] = ()
         self.layers: list[Any] = ["/conv + /relu", "/fc", "reformat"]
@@ -289,6 +291,9 @@ class FakeContext(Fake):
         return False
 
     def infer_shapes(self) -> list[str]:
+        if self._seen.shape_error:
+            self._seen.log("ERROR", self._seen.shape_error)
+            raise RuntimeError("infer_shapes error code: -1")
         return []
 
     def set_tensor_address(self, name: str, address: int) -> bool:

@@ -555,6 +555,15 @@ def test_shapes_that_depend_on_an_inputs_values_are_unsupported(trt: FakeTensorR
         FakeNative().compile(asked.request(FakeNative, batches=(1, 4)))
 
 
+def test_shapes_that_cannot_be_inferred_are_an_error_with_its_reason(
+    trt: FakeTensorRT, cudart: FakeCudart, asked: Asked
+) -> None:
+    trt.seen.shape_error = "/reshape: volume mismatch"
+    with pytest.raises(RunError, match="its shapes cannot be inferred: /reshape: volume mismatch"):
+        FakeNative().compile(asked.request(FakeNative))
+    assert not cudart.leaks
+
+
 # --- CUDA graphs, layers, progress ------------------------------------------------------------------------------
 
 
