@@ -747,8 +747,10 @@ def test_rtx_profiles_with_the_kernels_that_the_session_has(trt: FakeTensorRT, a
         own = trt.seen.runtime_config
         session.bind(request.artifact.input_set(0))
         profile(session, iterations=1)
+        other = trt.seen.runtime_config
+        assert own is not None and other is not None and own is not other
         # Whatever the first context was given must outlive it.
-        assert trt.seen.runtime_config is not own and [trt.seen.runtime_config._cache] == trt.seen.runtime_caches
+        assert [own._cache] == [other._cache] == trt.seen.runtime_caches
 
 
 def test_rtx_kernels_that_cannot_be_kept_cost_no_engine(trt: FakeTensorRT, asked: Asked) -> None:
