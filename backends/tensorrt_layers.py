@@ -48,7 +48,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def parse(information: str) -> list[Layer]:
     """Return the layers from the inspector's JSON, in its order; empty where it tells nothing or is no JSON."""
     try:
-        told = json.loads(information)
+        told = json.loads(information, strict=False)  # separators in names are control characters, escaped or not
     except ValueError:
         return []
     layers = told.get("Layers") if isinstance(told, dict) else None

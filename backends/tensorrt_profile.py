@@ -23,7 +23,9 @@ from harness.operators import FOLDED, OperatorTime, Profile
 CLOCK = "TensorRT's profiler, on the device"
 OWN = ("Reformatting", "Reformat", "reformat")
 _RANGE = re.compile(r"ForeignNode\[(.+?)\.\.\.(.+?)\]")
-_BETWEEN = re.compile(r"\s\+\s|[,()\[\]{}|]|\.\.\.")
+_SEPARATOR = re.compile(r"\s*[\x1e\x1f]\s*")
+"""Characters that newer versions put between the parts of a name, and that no report can show."""
+_BETWEEN = re.compile(r"\s\+\s|[,()\[\]{}|\x1e\x1f]|\.\.\.")
 NANOSECONDS = 1_000_000
 """In a millisecond, in which TensorRT reports."""
 
@@ -63,7 +65,7 @@ def profile(times: Mapping[str, Sequence[float]], layers: Sequence[Layer], read:
         clock=CLOCK,
         operators=[
             OperatorTime(
-                name=name,
+                name=_SEPARATOR.sub(" + ", name),
                 kind=(known[name].kind if name in known else None) or "layer",
                 nodes=nodes.get(name, ()),
                 calls=len(took),

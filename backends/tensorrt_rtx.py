@@ -46,7 +46,9 @@ class RtxSession(EngineSession):
 
     def save(self, engine_dir: Path) -> None:
         super().save(engine_dir)
-        (engine_dir / RUNTIME_CACHE).write_bytes(self._cache.serialize())
+        kernels = self._cache.serialize()
+        if kernels is not None:  # without it the next session compiles them again
+            (engine_dir / RUNTIME_CACHE).write_bytes(kernels)
 
     def close(self) -> None:
         super().close()
@@ -67,9 +69,10 @@ class RtxSession(EngineSession):
     def _create_context(self, engine: Any) -> Any:
         trt = self._trt
         config = engine.create_runtime_config()
-        self._cache = config.create_runtime_cache()
-        # A cache of another device or version is refused, which costs a compilation and changes no result.
-        self._warm = bool(self._known) and bool(self._cache.deserialize(self._known))
+        if self._cache is None:  # one for all contexts: it must outlive the first when a profile makes another
+            self._cache = config.create_runtime_cache()
+            # A cache of another device or version is refused, which costs a compilation and changes no result.
+            self._warm = bool(self._known) and bool(self._cache.deserialize(self._known))
         config.set_runtime_cache(self._cache)
         # The default compiles kernels for a shape in the background while it runs slower ones: latency would fall
         # at some point of the measurement.

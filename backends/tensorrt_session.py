@@ -281,7 +281,11 @@ class EngineSession(Session):
         for spec in inputs:
             if not context.set_input_shape(spec.name, spec.shape):
                 raise self._failure(f"input '{spec.name}' cannot have shape {list(spec.shape)}")
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as exc:  # it says a number only
+            raise self._failure("its shapes cannot be inferred") from exc
+        if missing:
             raise UnsupportedError(f"{self._card.backend}: shapes depend on the values of {', '.join(missing)}")
         for spec in (*inputs, *outputs):
             self._check_tensor(spec)

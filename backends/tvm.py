@@ -93,7 +93,7 @@ class TVM(Backend):
             return Availability(available=False, versions=versions, reason="this build of TVM has no LLVM")
         try:
             devices = tvm_cuda.usable_devices()
-            tvm_cubin.tool()
+            tvm_cubin.tools()
         except UnavailableError as exc:
             reason = f"it cannot use a GPU: {exc.message}"
             return Availability(available=True, versions=versions, devices=("cpu",), reason=reason, hint=exc.hint)
@@ -117,7 +117,7 @@ class TVM(Backend):
             "filelock",
             "psutil",
             "scipy",
-            *(("cuda-bindings",) if kind == "cuda" else ()),
+            *(("cuda-bindings", "cuda-toolkit[cccl,cudart,nvrtc]") if kind == "cuda" else ()),
         )
 
     @classmethod

@@ -12,8 +12,8 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +25,7 @@ from harness.errors import CompileError, UnavailableError, UnsupportedError
 
 NVCC_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 """Where installers put nvcc without telling PATH."""
-INSTALL = (
-    "install NVIDIA's CUDA toolkit so that nvcc is on PATH, or pip install cuda-bindings nvidia-cuda-nvrtc "
-    "nvidia-cuda-runtime nvidia-cuda-cccl"
-)
+INSTALL = "pip install 'harness[tvm]', which brings nvrtc, or install NVIDIA's CUDA toolkit so that nvcc is on PATH"
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(')
 _ELF = b"\x7fELF"
 
@@ -42,35 +39,46 @@ class Tool:
     targets: tuple[str, ...]
     """Compute capabilities that it makes machine code for: `sm_89`."""
     options: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What must be in the environment for TVM to find it, or its headers."""
+
+    @property
+    def knows(self) -> str:
+        """Say what it makes machine code for."""
+        return f"{self.name} {self.version} knows {', '.join(self.targets)}"
 
 
 @cache
-def tool() -> Tool:
-    """Find a compiler: nvcc, which comes with all its headers, before nvrtc.
+def tools() -> tuple[Tool, ...]:
+    """Find the compilers: nvcc, which comes with all its headers, before nvrtc.
 
     Raises:
         UnavailableError: There is neither.
     """
-    reasons = []
+    found, reasons = [], []
     for find in (_nvcc, _nvrtc):
         try:
-            return find()
-        except Exception as exc:  # installations break in many ways; each is why the next one is tried
+            found.append(find())
+        except Exception as exc:  # installations break in many ways; each is why there is another one
             reasons.append(f"{find.__name__[1:]}: {exc}")
-    raise UnavailableError(f"tvm has no compiler for CUDA here ({'; '.join(reasons)})", hint=INSTALL)
+    if not found:
+        raise UnavailableError(f"tvm has no compiler for CUDA here ({'; '.join(reasons)})", hint=INSTALL)
+    return tuple(found)
 
 
 def _nvcc() -> Tool:
     found = shutil.which("nvcc") or _elsewhere()
     if found is None:
         raise FileNotFoundError("not on PATH, nor in the usual places")
+    variables = {}
     if shutil.which("nvcc") is None:
         # TVM calls it by its bare name.
-        os.environ["PATH"] = os.pathsep.join((str(Path(found).parent), os.environ.get("PATH", "")))
+        variables["PATH"] = os.pathsep.join((str(Path(found).parent), os.environ.get("PATH", "")))
     version = re.search(r"\bV(\d+\.\d+\.\d+)", _said(found, "--version"))
     if version is None:
         raise ValueError(f"{found} --version names no version")
-    return Tool(name="nvcc", version=version[1], targets=tuple(_said(found, "--list-gpu-code").split()))
+    targets = tuple(_said(found, "--list-gpu-code").split())
+    return Tool(name="nvcc", version=version[1], targets=targets, variables=variables)
 
 
 def _elsewhere() -> str | None:
@@ -98,20 +106,20 @@ def _nvrtc() -> Tool:
     from cuda.bindings import nvrtc
 
     error, major, minor = nvrtc.nvrtcVersion()
-    supported, known = nvrtc.nvrtcGetSupportedArchs()[::2] if error.value == 0 else (error, [])
+    supported, known = nvrtc.nvrtcGetSupportedArchs() if error.value == 0 else (error, [])
     if error.value or supported.value:
         raise RuntimeError(f"libnvrtc answered {error.name}, {supported.name}")
     headers = pathfinder.find_nvidia_header_directory("cudart")
     libcudacxx = pathfinder.find_nvidia_header_directory("cccl")
     if headers is None or libcudacxx is None:
         raise FileNotFoundError("the headers of the CUDA runtime and of CCCL are missing")
-    # TVM looks for the headers in a folder `include` below this.
-    os.environ.setdefault("CUDA_PATH", str(Path(headers).parent))
     return Tool(
         name="nvrtc",
         version=f"{major}.{minor}",
         targets=tuple(f"sm_{arch}" for arch in known),
         options=(f"-I{libcudacxx}",),
+        # TVM looks for the headers in a folder `include` below this.
+        variables={"CUDA_PATH": str(Path(headers).parent)},
     )
 
 
@@ -123,18 +131,19 @@ class Assembler:
 
         Raises:
             UnavailableError: This machine has no compiler.
-            UnsupportedError: The compiler does not know the compute capability.
+            UnsupportedError: No compiler here knows the compute capability.
         """
-        self.tool = tool()
         self.arch = str(target.attrs["arch"])
         self._target = target
         self._made: dict[str, bytes] = {}
-        if self.arch not in self.tool.targets:
+        able = [one for one in tools() if self.arch in one.targets]
+        if not able:
             raise UnsupportedError(
-                f"tvm cannot build for {self.arch} here: {self.tool.name} {self.tool.version} knows "
-                f"{', '.join(self.tool.targets)}",
+                f"tvm cannot build for {self.arch} here: {'; '.join(one.knows for one in tools())}",
                 hint="name one of them, or install a CUDA toolkit that knows it",
             )
+        self.tool = able[0]
+        os.environ.update(self.tool.variables)
 
     @property
     def described(self) -> str:

@@ -117,6 +117,7 @@ class CudaSession(Session):
             for spec in inputs:
                 self._inputs[spec.name] = tvm.runtime.empty(spec.shape, spec.dtype, self._device)
             self._run = relax.VirtualMachine(executable, self._device)["main"]
+            self._device.sync()  # TVM copies the weights on the default stream, which this session's does not wait for
         except BaseException as exc:  # whatever ends it, Ctrl-C too, the device memory is freed; it goes on up
             self.close()
             if isinstance(exc, Exception):

@@ -60,6 +60,7 @@ class Watch:
 class Look:
     """One run's kernels: names, figures of their results, and which later one reads each result."""
 
+    wait: Callable[[], None]
     names: list[str] = field(default_factory=list)
     results: list[Figures] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Look:
             if writer is not None and self.readers[writer] is None:
                 self.readers[writer] = index
         self._writers[tensors[-1].data_ptr()] = index
+        self.wait()  # TVM copies on the default stream, which does not wait for the one that kernels are on
         value = tensors[-1].numpy()
         self.names.append(str(name))
         self.results.append(figures(value))
@@ -95,7 +97,8 @@ def profile(
     wait: Callable[[], None] | None = None,
 ) -> Profile:
     """Return what the calls of a virtual machine take. `wait` waits for its device; None: there is none."""
-    watch = Watch(clock, wait or (lambda: None))
+    finished = wait or (lambda: None)
+    watch = Watch(clock, finished)
 
     def once() -> None:
         watch.begin()
@@ -105,7 +108,7 @@ def profile(
     machine.set_instrument(watch)
     iterate(once)
     operators = totals(watch.iterations)
-    look = Look()
+    look = Look(finished)
     machine.set_instrument(look)
     run()
     kernels = [one.name for one in operators if one.kind != BUILTIN]

@@ -41,7 +41,9 @@ class Seen:
         """Happens while the engine is built."""
         self.profile: FakeProfile | None = None
         self.runtime_config: FakeRuntimeConfig | None = None
-        self.runtime_cache = FakeRuntimeCache()
+        self.runtime_caches: list[FakeRuntimeCache] = []
+        self.kernels: Buffer | None = Buffer(b"kernels")
+        """What a runtime cache is written as; None where it cannot be."""
         self.addresses: dict[str, int] = {}
         self.enqueues = 0
         self.broken = ""
@@ -53,6 +55,8 @@ class Seen:
         self.graph_warning = ""
         """What making a context logs where a CUDA graph was asked for."""
         self.shape_tensor = False
+        self.shape_error = ""
+        """What inferring shapes logs where it fails."""
         self.dtype: Any = np.float32
         self.shape: tuple[int, ...] = ()
         self.layers: list[Any] = ["/conv + /relu", "/fc", "reformat"]
@@ -287,6 +291,9 @@ class FakeContext(Fake):
         return False
 
     def infer_shapes(self) -> list[str]:
+        if self._seen.shape_error:
+            self._seen.log("ERROR", self._seen.shape_error)
+            raise RuntimeError("infer_shapes error code: -1")
         return []
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -321,21 +328,22 @@ class FakeRuntimeConfig(Fake):
     _cache: Any = None
 
     def create_runtime_cache(self) -> FakeRuntimeCache:
-        return self._seen.runtime_cache
+        self._seen.runtime_caches.append(FakeRuntimeCache(self._seen))
+        return self._seen.runtime_caches[-1]
 
     def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
         self._cache = cache
         return True
 
 
-class FakeRuntimeCache:
+class FakeRuntimeCache(Fake):
     """Stands for `IRuntimeCache`; accepts only what it wrote."""
 
     def deserialize(self, known: bytes) -> bool:
-        return known == b"kernels"
+        return known == self._seen.kernels
 
-    def serialize(self) -> Buffer:
-        return Buffer(b"kernels")
+    def serialize(self) -> Buffer | None:
+        return self._seen.kernels
 
 
 class FakeProfile(Fake):

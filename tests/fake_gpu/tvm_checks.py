@@ -25,6 +25,7 @@ from backends.tvm import TVM, Options
 from backends.tvm_session import HEADER, Header
 from harness.api import Artifact, CompileRequest, Session
 from harness.errors import OutOfMemory, RunError, UnavailableError
+from harness.measure import profile
 from tests.fake_gpu import bindings
 from tests.fake_tensorrt import make_artifact
 
@@ -141,6 +142,19 @@ def enqueues_on_a_stream_of_its_own(subject: Subject) -> None:
         assert [line.split()[1] for line in copies] == ["kind=1", "kind=2"], seen
 
 
+def waits_for_weights_and_results(subject: Subject) -> None:
+    """TVM itself copies on the default stream: weights before the first kernel, results only when they are there."""
+    subject.gpu.log()
+    with TVM().compile(subject.request("waits")) as session:
+        assert subject.gpu.log() == [*["copy kind=1 bytes=64 stream=0"] * LAYERS, "synchronize stream=0"]
+        session.bind(subject.artifact.input_set(0))
+        profile(session, iterations=1)
+        seen = subject.gpu.log()
+        copies = [index for index, line in enumerate(seen) if line.startswith("copy kind=2")]
+        assert len(copies) == LAYERS and all(seen[index].endswith("stream=0") for index in copies), seen
+        assert {seen[index - 1] for index in copies} == {f"synchronize stream={session.stream}"}, seen
+
+
 def replays_a_graph(subject: Subject) -> None:
     """With cuda_graph=true, what does not touch inputs or outputs is launched at once from the second run on."""
     with TVM().compile(subject.request("graph", cuda_graph=True)) as session:
@@ -255,6 +269,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     lists_the_device,
     says_why_there_is_none,
     enqueues_on_a_stream_of_its_own,
+    waits_for_weights_and_results,
     replays_a_graph,
     keeps_two_sessions_apart,
     gives_everything_back,

@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = (
-    "click",
-    "filelock",
-    "msgspec",
-    "numpy",
-    "platformdirs",
-    "plotext",
-    "psutil",
-    "rich",
-    "safetensors",
-    "scipy",
-    "tabulate",
-)
-NEEDED = (*CORE, "torch", "onnx", "onnxscript", "pytest", "pytest_timeout")
+NEEDED = ("torch", "onnx", "onnxscript", "hypothesis", "pytest", "pytest-timeout")
+"""Distributions beside those that the project itself depends on: what the tests below this folder import."""
 USEFUL = {
     "cuda.bindings": "without it the device is not timed apart from the host",
-    "pynvml": "without it clocks, energy and neighbours on the card are not seen",
     "onnxruntime": "one backend less, and exports are not checked",
     "tensorrt": "one backend less",
     "tvm": "one backend less",
@@ -45,11 +35,37 @@ def present(module: str) -> bool:
         return False
 
 
+def missing() -> list[str]:
+    """Return the distributions that are needed and not installed."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return [name for name in (*own_needs(setup["options"]["install_requires"]), *NEEDED) if not installed(name)]
+
+
+def own_needs(requirements: str) -> list[str]:
+    """Return the names of the requirements that are for this Python, one a line of a text."""
+    # Without `packaging`, which may be missing itself; the only marker in use is that of tomli.
+    lines = (line.strip() for line in requirements.strip().splitlines())
+    return [
+        re.split(r"[^\w.-]", line)[0]
+        for line in lines
+        if 'python_version < "3.11"' not in line or sys.version_info < (3, 11)
+    ]
+
+
+def installed(name: str) -> bool:
+    """Say whether a distribution is installed."""
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def main() -> int:
     """Run everything and return the exit code."""
-    if missing := [module for module in NEEDED if not present(module)]:
+    if lacking := missing():
         print(
-            f"error: missing: {', '.join(missing)}; pip install -c constraints.txt -e '.[torch,dev]'", file=sys.stderr
+            f"error: missing: {', '.join(lacking)}; pip install -c constraints.txt -e '.[torch,dev]'", file=sys.stderr
         )
         return 2
     for module, loss in USEFUL.items():

@@ -285,6 +285,7 @@ def test_built_in_calls_of_tvm_are_one_operator_and_calls_within_calls_count_onc
     [
         ("conv + relu", "", ("conv", "relu")),
         ("PWN(add, relu2)", "", ("add", "relu2")),
+        ("conv\x1erelu\x1fadd", "", ("conv", "relu", "add")),
         ("{ForeignNode[conv2...relu2]}", "", ("conv2", "add", "relu2")),
         ("Reformatting CopyNode for Input Tensor 0 to conv", "[ONNX Layer: conv]", ()),
         ("__myl_Fc_myl0_1", "[ONNX Layer: product]\x1e[ONNX Layer: bias]", ("product", "bias")),
@@ -297,9 +298,11 @@ def test_layers_of_tensorrt_name_their_nodes(name: str, origin: str, expected: t
 
 def test_times_of_tensorrt_are_kept_by_layer() -> None:
     layers = [Layer(name="conv + relu", kind="CaskConvolution")]
-    found = tensorrt_profile.profile({"conv + relu": [0.5, 0.25], "bias": [0.1, 0.1]}, layers, lambda: BLOCK)
-    assert [(one.kind, one.nodes, one.calls, one.total_ns) for one in found.operators] == [
-        ("CaskConvolution", ("conv", "relu"), 2, 750_000),
-        ("layer", ("bias",), 2, 200_000),
+    times = {"conv + relu": [0.5, 0.25], "bias": [0.1, 0.1], "add\x1erelu2": [0.1]}
+    found = tensorrt_profile.profile(times, layers, lambda: BLOCK)
+    assert [(one.name, one.kind, one.nodes, one.calls, one.total_ns) for one in found.operators] == [
+        ("conv + relu", "CaskConvolution", ("conv", "relu"), 2, 750_000),
+        ("bias", "layer", ("bias",), 2, 200_000),
+        ("add + relu2", "layer", ("add", "relu2"), 1, 100_000),
     ]
     assert found.eliminated == {"shape": FOLDED}

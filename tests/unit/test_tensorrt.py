@@ -555,6 +555,15 @@ def test_shapes_that_depend_on_an_inputs_values_are_unsupported(trt: FakeTensorR
         FakeNative().compile(asked.request(FakeNative, batches=(1, 4)))
 
 
+def test_shapes_that_cannot_be_inferred_are_an_error_with_its_reason(
+    trt: FakeTensorRT, cudart: FakeCudart, asked: Asked
+) -> None:
+    trt.seen.shape_error = "/reshape: volume mismatch"
+    with pytest.raises(RunError, match="its shapes cannot be inferred: /reshape: volume mismatch"):
+        FakeNative().compile(asked.request(FakeNative))
+    assert not cudart.leaks
+
+
 # --- CUDA graphs, layers, progress ------------------------------------------------------------------------------
 
 
@@ -718,7 +727,7 @@ def test_rtx_runs_once_while_compiling_and_keeps_its_kernels(
         assert session.runnable and trt.seen.enqueues == 1
         assert trt.seen.capability is trt.ComputeCapability.SM89 and trt.config.num_compute_capabilities == 1
         config = trt.seen.runtime_config
-        assert config is not None and config._cache is trt.seen.runtime_cache
+        assert config is not None and [config._cache] == trt.seen.runtime_caches
         eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         assert config.dynamic_shapes_kernel_specialization_strategy is eager
         assert config.cuda_graph_strategy is trt.CudaGraphStrategy.DISABLED
@@ -729,6 +738,29 @@ def test_rtx_runs_once_while_compiling_and_keeps_its_kernels(
         with FakeRtx().load(request.engine_dir, request) as loaded:
             assert loaded.facts()["jit"] == jit
     assert not cudart.leaks
+
+
+def test_rtx_profiles_with_the_kernels_that_the_session_has(trt: FakeTensorRT, asked: Asked) -> None:
+    request = asked.request(FakeRtx)
+    write_graph(request.artifact.onnx_path)
+    with FakeRtx().compile(request) as session:
+        own = trt.seen.runtime_config
+        session.bind(request.artifact.input_set(0))
+        profile(session, iterations=1)
+        other = trt.seen.runtime_config
+        assert own is not None and other is not None and own is not other
+        # Whatever the first context was given must outlive it.
+        assert [own._cache] == [other._cache] == trt.seen.runtime_caches
+
+
+def test_rtx_kernels_that_cannot_be_kept_cost_no_engine(trt: FakeTensorRT, asked: Asked) -> None:
+    request = asked.request(FakeRtx)
+    trt.seen.kernels = None
+    with FakeRtx().compile(request) as session:
+        session.save(request.engine_dir)
+    assert not (request.engine_dir / RUNTIME_CACHE).exists()
+    with FakeRtx().load(request.engine_dir, request) as loaded:
+        assert loaded.facts()["jit"] == "compiled in this process"
 
 
 def test_rtx_leaves_cuda_graphs_to_tensorrt(trt: FakeTensorRT, cudart: FakeCudart, asked: Asked) -> None:

@@ -39,6 +39,12 @@ def test_the_inspectors_lists_of_every_version_are_read() -> None:
     assert [layer.name for layer in parse('{"Layers": ["/conv + /relu", "/fc"]}')] == ["/conv + /relu", "/fc"]
 
 
+@pytest.mark.parametrize("between", ["\x1e", "\\u001e"])
+def test_separators_in_names_are_read_as_they_come(between: str) -> None:
+    (layer,) = parse(f'{{"Layers": [{{"Name": "a", "Metadata": "[ONNX Layer: a]{between}[ONNX Layer: b]"}}]}}')
+    assert layer.origin == "[ONNX Layer: a]\x1e[ONNX Layer: b]"
+
+
 @pytest.mark.parametrize("told", ["", "{", "[]", "{}", '{"Layers": null}', '{"Layers": 3}', "null"])
 def test_an_inspector_that_tells_nothing_gives_no_layers(told: str) -> None:
     assert parse(told) == []

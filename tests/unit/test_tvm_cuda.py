@@ -16,13 +16,16 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from configparser import ConfigParser
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 from backends import cuda_device, tvm_cubin, tvm_cuda
 from backends.tvm import TVM, Options
@@ -34,6 +37,7 @@ from harness.api import Artifact, CompileRequest, DynamicShapes
 from harness.errors import CompileError, RunError, UnavailableError, UnsupportedError
 from tests.fake_gpu import fake_nvcc, tvm_checks
 from tests.fake_tensorrt import make_artifact
+from tests.support import ROOT
 from tests.unit.test_tvm_graph import SWEPT, doubled
 
 # On a GPU that is not there
@@ -111,7 +115,7 @@ def test_kernels_are_counted_by_name() -> None:
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Hide nvcc and nvrtc, and what was found of them before."""
-    tvm_cubin.tool.cache_clear()
+    tvm_cubin.tools.cache_clear()
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -123,13 +127,13 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setattr("cuda.pathfinder", absent, raising=False)
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
     yield
-    tvm_cubin.tool.cache_clear()
+    tvm_cubin.tools.cache_clear()
 
 
 def test_without_a_compiler_both_reasons_and_the_remedy_are_said(no_compiler: None) -> None:
     pytest.importorskip("cuda.bindings")
     with pytest.raises(UnavailableError, match=r"no compiler for CUDA here \(nvcc: not on PATH.*; nvrtc: ") as raised:
-        tvm_cubin.tool()
+        tvm_cubin.tools()
     assert raised.value.hint == tvm_cubin.INSTALL
 
 
@@ -137,39 +141,81 @@ def test_an_nvcc_that_path_does_not_know_is_found_and_made_known(
     no_compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_nvcc(tmp_path / "toolkit" / "bin")
+    pytest.importorskip("tvm")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
-    found = tvm_cubin.tool()
-    assert (found.name, found.version) == ("nvcc", "13.0.0") and "sm_89" in found.targets
+    found = tvm_cubin.Assembler(tvm_cuda.target_for("sm_89")).tool
+    assert (found.name, found.version) == ("nvcc", "13.0.0")
     assert shutil.which("nvcc") == str(tmp_path / "toolkit" / "bin" / "nvcc")
 
 
-def test_nvrtc_is_used_where_there_is_no_nvcc(
-    no_compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def fake_nvrtc(no_compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an nvrtc there that knows sm_89 and sm_121, with its headers."""
     cuda_package = pytest.importorskip("cuda.bindings")
     success = types.SimpleNamespace(value=0, name="NVRTC_SUCCESS")
     nvrtc = types.ModuleType("cuda.bindings.nvrtc")
     nvrtc.nvrtcVersion = lambda: (success, 13, 1)  # type: ignore[attr-defined]
-    nvrtc.nvrtcGetSupportedArchs = lambda: (success, 2, [89, 120])  # type: ignore[attr-defined]
+    nvrtc.nvrtcGetSupportedArchs = lambda: (success, [89, 121])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", nvrtc)
     monkeypatch.setattr(cuda_package, "nvrtc", nvrtc, raising=False)
     headers = {"cudart": tmp_path / "include", "cccl": tmp_path / "include" / "cccl"}
     monkeypatch.setattr(sys.modules["cuda.pathfinder"], "find_nvidia_header_directory", headers.get)
-    found = tvm_cubin.tool()
-    assert (found.name, found.version, found.targets) == ("nvrtc", "13.1", ("sm_89", "sm_120"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "older"))
+
+
+def test_nvrtc_is_used_where_there_is_no_nvcc(fake_nvrtc: None, tmp_path: Path) -> None:
+    (found,) = tvm_cubin.tools()
+    assert (found.name, found.version, found.targets) == ("nvrtc", "13.1", ("sm_89", "sm_121"))
     assert found.options == (f"-I{tmp_path}/include/cccl",)
-    assert os.environ.pop("CUDA_PATH") == str(tmp_path)
+
+
+def test_an_nvcc_that_does_not_know_the_card_leaves_it_to_nvrtc(
+    fake_nvrtc: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tvm")
+    fake_nvcc(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert tvm_cubin.Assembler(tvm_cuda.target_for("sm_89")).tool.name == "nvcc"
+    assert os.environ["CUDA_PATH"] == str(tmp_path / "older")
+    assert tvm_cubin.Assembler(tvm_cuda.target_for("sm_121")).tool.name == "nvrtc"
+    assert os.environ["CUDA_PATH"] == str(tmp_path), "headers of another version than nvrtc's own"
+    with pytest.raises(UnsupportedError, match=r"nvcc 13\.0\.0 knows sm_80, .*; nvrtc 13\.1 knows sm_89, sm_121"):
+        tvm_cubin.Assembler(tvm_cuda.target_for("sm_75"))
+
+
+def hidden() -> tvm_cubin.Tool:
+    raise FileNotFoundError("hidden")
+
+
+@pytest.fixture
+def nvrtc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hide nvcc; what is found then is the real nvrtc."""
+    try:
+        version("nvidia-cuda-nvrtc")
+    except PackageNotFoundError as exc:
+        if "tvm" in os.environ.get("HARNESS_REQUIRE", "").split(","):
+            raise
+        pytest.skip(f"{exc.name} is not installed")
+    pytest.importorskip("tvm")
+    monkeypatch.setattr(tvm_cubin, "_nvcc", hidden)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile goes with it
+        monkeypatch.delenv(name)
+    tvm_cubin.tools.cache_clear()
+    yield
+    tvm_cubin.tools.cache_clear()
 
 
 @pytest.fixture
 def nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put the fake nvcc first on PATH."""
+    """Put the fake nvcc first on PATH, and hide nvrtc."""
     pytest.importorskip("tvm")
+    monkeypatch.setattr(tvm_cubin, "_nvrtc", hidden)
     fake_nvcc(tmp_path / "bin")
     monkeypatch.setenv("PATH", os.pathsep.join((str(tmp_path / "bin"), os.environ["PATH"])))
-    tvm_cubin.tool.cache_clear()
+    tvm_cubin.tools.cache_clear()
     yield
-    tvm_cubin.tool.cache_clear()
+    tvm_cubin.tools.cache_clear()
 
 
 def test_a_compute_capability_that_the_compiler_does_not_know_is_unsupported(nvcc: None) -> None:
@@ -192,6 +238,20 @@ def test_fast_math_is_said_unless_it_is_turned_off(nvcc: None, monkeypatch: pyte
     assert assembler.described == "nvcc 13.0.0, fast math"
     monkeypatch.setenv("TVM_CUDA_NVCC_NO_FAST_MATH", "1")
     assert assembler.described == "nvcc 13.0.0"
+
+
+def test_the_extra_and_the_environment_of_a_release_bring_a_compiler_alike() -> None:
+    shipped = ConfigParser()
+    shipped.read(ROOT / "setup.cfg")
+    extra, core = (
+        {(need.name, frozenset(need.extras)) for need in map(Requirement, text.strip().splitlines())}
+        for text in (shipped["options.extras_require"]["tvm"], shipped["options"]["install_requires"])
+    )
+    companions = map(Requirement, TVM.companions("0.27", Options(), "cuda"))
+    beside = {(need.name, frozenset(need.extras)) for need in companions}
+    assert ("cuda-toolkit", frozenset({"cccl", "cudart", "nvrtc"})) in beside
+    assert beside <= extra | core
+    assert extra - beside <= {("apache-tvm", frozenset()), ("apache-tvm-ffi", frozenset())}
 
 
 # Whether a GPU can be used
@@ -315,16 +375,26 @@ def test_an_engine_for_an_absent_gpu_holds_machine_code(nvcc: None, tmp_path: Pa
         TVM().load(request.engine_dir, dataclasses.replace(request, device="cpu", target=None))
 
 
+def check_the_tiny_model(tiny: Artifact, folder: Path) -> str:
+    """Compile it for sm_89 with the compiler that there is, and return what that was."""
+    facts = check_engine(request_for(tiny, folder, device="cpu"))
+    assert facts["kernels"] == 6
+    machine_of_nvidia = 190  # EM_CUDA
+    library = (folder / "engine" / LIBRARY).read_bytes()
+    code = library.index(b"\x7fELF", library.index(text(b"cubin")))
+    assert struct.unpack("<H", library[code + 18 : code + 20]) == (machine_of_nvidia,)
+    return str(facts["cuda_compiler"])
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc here")
 def test_nvcc_itself_compiles_the_tiny_model_for_sm_89(tiny: Artifact, tmp_path: Path) -> None:
     pytest.importorskip("tvm")
-    tvm_cubin.tool.cache_clear()
-    facts = check_engine(request_for(tiny, tmp_path, device="cpu"))
-    assert facts["kernels"] == 6
-    machine_of_nvidia = 190  # EM_CUDA
-    library = (tmp_path / "engine" / LIBRARY).read_bytes()
-    code = library.index(b"\x7fELF", library.index(text(b"cubin")))
-    assert struct.unpack("<H", library[code + 18 : code + 20]) == (machine_of_nvidia,)
+    tvm_cubin.tools.cache_clear()
+    assert check_the_tiny_model(tiny, tmp_path).startswith("nvcc")
+
+
+def test_nvrtc_itself_compiles_the_tiny_model_for_sm_89(nvrtc: None, tiny: Artifact, tmp_path: Path) -> None:
+    assert check_the_tiny_model(tiny, tmp_path).startswith("nvrtc")
 
 
 @pytest.mark.parametrize(
