@@ -137,8 +137,12 @@ def ep_device(onnxruntime: Any, index: int) -> Any:
         UnavailableError: The plug-in cannot be loaded, or it offers no such device.
     """
     package = importlib.import_module(RTX_PACKAGE.replace("-", "_"))
+    library = package.get_library_path()
     try:
-        onnxruntime.register_execution_provider_library(RTX, package.get_library_path())
+        # It lies beside the plug-in, under a name that no loader looks for.
+        for cudart in Path(library).parent.glob("libcudart.so.*"):
+            ctypes.CDLL(str(cudart))
+        onnxruntime.register_execution_provider_library(RTX, library)
     except Exception as exc:  # ONNX Runtime's errors share no base class but Exception
         if "already registered" not in str(exc):
             raise UnavailableError(
