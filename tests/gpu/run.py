@@ -15,22 +15,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = (
+    "alembic",
     "click",
     "filelock",
     "msgspec",
     "numpy",
+    "packaging",
     "platformdirs",
     "plotext",
     "psutil",
+    "pynvml",
     "rich",
     "safetensors",
     "scipy",
+    "sqlalchemy",
     "tabulate",
 )
-NEEDED = (*CORE, "torch", "onnx", "onnxscript", "pytest", "pytest_timeout")
+NEEDED = (*CORE, "torch", "onnx", "onnxscript", "hypothesis", "pytest", "pytest_timeout")
 USEFUL = {
     "cuda.bindings": "without it the device is not timed apart from the host",
-    "pynvml": "without it clocks, energy and neighbours on the card are not seen",
     "onnxruntime": "one backend less, and exports are not checked",
     "tensorrt": "one backend less",
     "tvm": "one backend less",
