@@ -779,7 +779,7 @@ def test_a_library_that_loads_is_not_missing(tmp_path: Path, monkeypatch: pytest
 
 
 SOURCE = "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, Status> "
-TOLD = {  # as ONNX Runtime 1.31.1 for CUDA 13 wrote them
+TOLD = {  # as ONNX Runtime 1.31.1 for CUDA 13 wrote them; what a capture ends with is put in the same form
     f"{SOURCE}{SOURCE}CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1 ; "
     "hostname=vm ; file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ; "
     "expr=cudaSetDevice(info_.device_id); ": (
@@ -798,6 +798,12 @@ TOLD = {  # as ONNX Runtime 1.31.1 for CUDA 13 wrote them
     "all compute graph nodes have not been partitioned to the CUDAExecutionProvider": (
         UnsupportedError,
         "no CUDA graph can be recorded: all compute graph nodes have not been partitioned to the CUDAExecutionProvider",
+    ),
+    f"{SOURCE}CUDA failure 900: operation not permitted when stream is capturing ; GPU=0 ; hostname=box ; "
+    "file=/onnxruntime/core/providers/cuda/tensor/nonzero_op.cc ; line=92 ; expr=cudaStreamSynchronize(stream); ": (
+        UnsupportedError,
+        "a CUDA graph cannot hold this model: CUDA failure 900: operation not permitted when stream is capturing "
+        "(cudaStreamSynchronize(stream))",
     ),
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: bfc_arena.cc:376 void* Allocate"
     "RawInternal(size_t) Failed to allocate memory for requested buffer of size 1073741824": (
