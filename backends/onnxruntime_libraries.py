@@ -30,6 +30,8 @@ _PREFIX = re.compile(r"^(?:/\S+ .*?)?\[ONNXRuntimeError\] : \d+ : \w+ : ", re.DO
 _OUT_OF_MEMORY = re.compile(r"out of memory|Failed to allocate memory|bad_alloc", re.IGNORECASE)
 _ON_CPU = re.compile(r"fallback to (?:the )?CPU EP has been explicitly disabled|disable_cpu_ep_fallback")
 _NO_KERNEL = re.compile(r"Could not find an implementation for|Type '.*' of input parameter .* is invalid")
+_WHILE_CAPTURING = re.compile(r"CUDA failure 90[0-8]:|cudaErrorStreamCapture|stream is capturing")
+"""The CUDA runtime's errors of a capture, by number or by name."""
 _NO_GRAPH = re.compile(r"cannot use the graph capture feature as requested by the user\s+as (.*)", re.DOTALL)
 
 
@@ -137,8 +139,12 @@ def ep_device(onnxruntime: Any, index: int) -> Any:
         UnavailableError: The plug-in cannot be loaded, or it offers no such device.
     """
     package = importlib.import_module(RTX_PACKAGE.replace("-", "_"))
+    library = package.get_library_path()
     try:
-        onnxruntime.register_execution_provider_library(RTX, package.get_library_path())
+        # It lies beside the plug-in, under a name that no loader looks for.
+        for cudart in Path(library).parent.glob("libcudart.so.*"):
+            ctypes.CDLL(str(cudart))
+        onnxruntime.register_execution_provider_library(RTX, library)
     except Exception as exc:  # ONNX Runtime's errors share no base class but Exception
         if "already registered" not in str(exc):
             raise UnavailableError(
@@ -172,6 +178,8 @@ def failure(exc: Exception, otherwise: type[HarnessError]) -> HarnessError:
         return UnsupportedError(text, hint="leave this backend out, or choose another provider or precision")
     if refused := _NO_GRAPH.search(text):
         return UnsupportedError(f"no CUDA graph can be recorded: {refused[1].strip()}", hint="leave out cuda_graph")
+    if _WHILE_CAPTURING.search(str(exc)):
+        return UnsupportedError(f"a CUDA graph cannot hold this model: {text}", hint="leave out cuda_graph")
     return otherwise(text)
 
 

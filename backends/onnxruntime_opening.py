@@ -32,6 +32,7 @@ from backends.onnxruntime_session import (
     assigned,
     copies_in,
     host_tensors,
+    loose_outputs,
     node_note,
 )
 from harness.api import CompileRequest, Scalar
@@ -174,6 +175,12 @@ class Opening:
             raise UnsupportedError(
                 f"no CUDA graph can be recorded: nodes on the CPU use {', '.join(sorted(read))}, "
                 "and a replay would not run them",
+                hint="leave out cuda_graph",
+            )
+        if self._options.cuda_graph and (loose := loose_outputs(session, self._request.artifact)):
+            raise UnsupportedError(
+                f"no CUDA graph can be recorded: the size of {', '.join(loose)} is not known before a run, and a "
+                "replay writes where the first one did",
                 hint="leave out cuda_graph",
             )
 

@@ -116,6 +116,12 @@ def fixed_outputs(session: Any, artifact: Artifact) -> dict[str, TensorSpec]:
     return {spec.name: spec for spec in artifact.outputs if declared.get(spec.name) == spec.shape}
 
 
+def loose_outputs(session: Any, artifact: Artifact) -> list[str]:
+    """Return the names of the other outputs: ONNX Runtime allocates them anew in every run."""
+    fixed = fixed_outputs(session, artifact)
+    return [argument.name for argument in session.get_outputs() if argument.name not in fixed]
+
+
 def host_tensors(session: Any) -> set[str]:
     """Return the inputs and outputs of a session on a device that its nodes read or write in host memory."""
     if not hasattr(session, "get_input_memory_infos"):  # before 1.23
@@ -199,7 +205,7 @@ class HostSession(OnnxRuntimeSession):
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         fixed = fixed_outputs(session, artifact)
-        self._free = [argument.name for argument in session.get_outputs() if argument.name not in fixed]
+        self._free = loose_outputs(session, artifact)
         for argument in session.get_outputs():
             if argument.name in fixed:
                 self._binding.bind_ortvalue_output(argument.name, _value(fixed[argument.name]))
@@ -280,7 +286,7 @@ class DeviceSession(OnnxRuntimeSession):
         for spec in artifact.inputs:
             self._binding.bind_input(*self._place(spec, on_host))
         fixed = fixed_outputs(session, artifact)
-        self._free = [argument.name for argument in session.get_outputs() if argument.name not in fixed]
+        self._free = loose_outputs(session, artifact)
         for argument in session.get_outputs():
             if argument.name in fixed:
                 self._binding.bind_output(*self._place(fixed[argument.name], on_host))

@@ -15,8 +15,9 @@ import msgspec
 from tabulate import tabulate
 
 from harness import environment, protocol
-from harness.devices import kind
+from harness.devices import kind, parse_devices
 from harness.errors import UsageError
+from harness.gpu import name_of
 from harness.launcher import Launcher
 from harness.paths import cache_root, make_folder, write_atomically
 from harness.precisions import parse_precisions
@@ -107,8 +108,7 @@ def device_name(machine: Environment, device: str) -> str:
     """Return what a device is called: the processor's or the GPU's name."""
     if kind(device) == "cpu":
         return machine.cpu
-    index = int(device.partition(":")[2] or 0)
-    return machine.gpus[index].get("name", "") if index < len(machine.gpus) else ""
+    return name_of(device, machine.gpus) or ""
 
 
 def run_ceilings(
@@ -116,8 +116,10 @@ def run_ceilings(
 ) -> None:
     """Carry out `harness ceilings`."""
     machine = environment.describe([])
-    if kind(device) not in MEASURED:
-        raise UsageError(f"device '{device}' has no ceilings", hint="--device cpu or --device cuda:0")
+    devices = parse_devices(device, environment.visible_gpus())
+    if len(devices) > 1:
+        raise UsageError(f"harness ceilings takes one device, and there are {len(devices)}")
+    (device,) = devices
     if kind(device) == "cuda" and not device_name(machine, device):
         raise UsageError(f"there is no device {device} here", hint="harness doctor")
     asked = parse_precisions(precision) if precision else MEASURED[kind(device)]

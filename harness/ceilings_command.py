@@ -8,7 +8,9 @@ from harness import options
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N", help="Device that is measured.")
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Device that is measured."
+)
 @options.threads
 @click.option("--precision", metavar="NAME,...", help="Precisions to measure.  [default: what the device is made for]")
 @click.option("--refresh", is_flag=True, help="Measure again what is known already.")

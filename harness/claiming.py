@@ -38,7 +38,7 @@ def run_claims(given: Mapping[str, Any]) -> int:
     """Carry out `harness claims` and return the exit code."""
     table = read(given["table"] or TABLE)
     chosen = _chosen(table, given["ids"])
-    gpus = [gpu["name"] for gpu in environment.gpus()]
+    gpus = environment.visible_gpus()
     format_ = "json" if given["as_json"] else given["format_"]
     if given["list_only"]:
         listed = {claim.id: place(claim, gpus) for claim in chosen}

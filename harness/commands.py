@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, nvml, pinning, registry
+from harness import __version__, ceilings, clocks, doctor, environment, formats, memory, pinning, registry
 from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.compare import Comparison
 from harness.contradictions import refuse_conflicts, settled
@@ -103,7 +103,7 @@ def planned(given: dict[str, Any]) -> tuple[Run, str]:
     subject = _subject(given, specs)
     pinned = pinning.choose(given["cpus"])
     machine = environment.describe(doctor.advice(doctor.examine(spin=not given["quick"], cpus=pinned.cpus)))
-    devices = parse_devices(given["devices"], [card.facts()["name"] for card in nvml.visible_devices()])
+    devices = parse_devices(given["devices"], environment.visible_gpus())
     if given["parallel"] and len(devices) < 2:
         raise UsageError("--parallel needs several devices", hint="--device cuda:0,cuda:1 --parallel")
     limit = given["memory_limit"]

@@ -275,6 +275,8 @@ class Compiler:
         if not self._settings.cold and (engine := self._earlier(Path(spec.engine_dir).parent, hardware, attempt)):
             return engine
         attempt.stage = "compile"
+        card = nvml.card(spec.device) if spec.target is None else None
+        free = card.free_bytes if card else None
         opened = worker.call(
             protocol.Compile(case=spec), protocol.Opened, timeout_s=limit, on_progress=self._on_progress
         )
@@ -282,8 +284,6 @@ class Compiler:
         parts = dict(opened.seconds)
         attempt.stages |= {"compile": parts.pop("total"), **parts}
         resident = on_card = 0
-        card = nvml.card(spec.device) if spec.target is None else None
-        free = card.free_bytes if card else None
         if opened.runnable:
             for stage in ("first_run", "second_run"):
                 attempt.stage = stage.replace("_", " ")

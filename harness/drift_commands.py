@@ -130,7 +130,7 @@ def _scene(given: dict[str, Any], what: str) -> Iterator[Scene]:
     if len(specs) > 1:
         raise UsageError(f"harness {what} takes one model, and there are {len(specs)}")
     recipe = one_recipe(given, specs[0])
-    chosen = parse_devices(given["devices"], [gpu["name"] for gpu in environment.gpus()])
+    chosen = parse_devices(given["devices"], environment.visible_gpus())
     if len(chosen) > 1:
         raise UsageError(f"harness {what} takes one device, and there are {len(chosen)}")
     threads = variant.parsed().threads or given["threads"] or environment.default_threads()

@@ -16,6 +16,7 @@ import psutil
 
 from harness import nvml
 from harness.errors import UnavailableError
+from harness.gpu import DEVICE
 from harness.records import Environment, Project
 from harness.topology import Topology, cpu_quota
 
@@ -151,8 +152,17 @@ def container() -> str | None:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Return name, driver, memory, clocks, power limit and link of every NVIDIA GPU that the driver reports."""
-    return [device.facts() for device in nvml.every_device()]
+    """Return name, driver, memory, clocks, power limit and link of every NVIDIA GPU that the driver reports.
+
+    Under `DEVICE` is what `cuda:N` it is to our workers; a card that CUDA_VISIBLE_DEVICES hides is none.
+    """
+    seen = {card.uuid: {DEVICE: f"cuda:{number}"} for number, card in enumerate(nvml.visible_devices()) if card.uuid}
+    return [{**card.facts(), **seen.get(card.uuid or "", {})} for card in nvml.every_device()]
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that workers see, `cuda:0` first."""
+    return [card.facts().get("name", "a GPU") for card in nvml.visible_devices()]
 
 
 def gpu_identity(device: str) -> str:
@@ -161,7 +171,8 @@ def gpu_identity(device: str) -> str:
         facts = nvml.device(device).facts()
     except UnavailableError:
         return "no GPU"
-    return f"{facts['name']}, driver {facts['driver_version']}"
+    # A card that has just fallen off the bus may still be listed, and says nothing more.
+    return f"{facts.get('name', 'a GPU')}, driver {facts.get('driver_version', 'unknown')}"
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:

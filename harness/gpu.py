@@ -1,8 +1,8 @@
-"""What one reading of a GPU is, what can slow a GPU down, and who gives readings."""
+"""What one reading of a GPU is, what can slow it down, who gives readings, and which card of a machine is `cuda:N`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,6 +19,9 @@ SLOWDOWNS: Mapping[Slowdown, str] = {
 nor are clocks that the user set."""
 STRANGER = "another process on the GPU"
 UNSTEADY = "GPU clock not steady"
+DEVICE = "device"
+"""Key among the facts of a GPU in a machine's fingerprint: the `cuda:N` that it is to workers. A card that
+CUDA_VISIBLE_DEVICES hides from them lacks it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +57,11 @@ class GpuSource(Protocol):
 
     def read(self, *, full: bool) -> GpuReading:
         """Look once. Quick, so that it can be done tens of times a second; `full` may take a few milliseconds."""
+
+
+def name_of(device: str, gpus: Sequence[Mapping[str, str]]) -> str | None:
+    """Return the name of the card of a fingerprint that is `cuda` or `cuda:N`; None where it is not known."""
+    known = {gpu[DEVICE]: gpu for gpu in gpus if DEVICE in gpu}
+    # Of earlier runs only the order is known, which is the same where no card was hidden.
+    known = known or {f"cuda:{index}": gpu for index, gpu in enumerate(gpus)}
+    return known.get("cuda:0" if device == "cuda" else device, {}).get("name")

@@ -246,7 +246,8 @@ class NvmlDevice:
         Drivers that translate process ids into a container's own answer 0 bytes there: whoever has a context has
         memory, so 0 is no answer.
         """
-        found = self.ask("nvmlDeviceGetComputeRunningProcesses")
+        # By its version: the name without one raises an error of another kind where the driver is older.
+        found = self.ask("nvmlDeviceGetComputeRunningProcesses_v3")
         return None if found is None else {one.pid: one.usedGpuMemory or None for one in found}
 
     def facts(self) -> dict[str, str]:

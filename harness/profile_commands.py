@@ -169,7 +169,7 @@ def _of_model(given: dict[str, Any]) -> Plan:
     if len(specs) > 1:
         raise UsageError(f"harness profile takes one model, and there are {len(specs)}")
     spec, recipe = specs[0], one_recipe(given, specs[0])
-    devices = parse_devices(given["devices"], [gpu["name"] for gpu in environment.gpus()])
+    devices = parse_devices(given["devices"], environment.visible_gpus())
     if len(devices) > 1:
         raise UsageError(f"harness profile takes one device, and there are {len(devices)}")
     limit = given["memory_limit"]

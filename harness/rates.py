@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness import protocol
+from harness.errors import UnavailableError
 from harness.measure import now_ns
 
 if TYPE_CHECKING:
@@ -36,11 +37,20 @@ DTYPES = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bflo
 
 
 def measure(request: protocol.Rates) -> protocol.Rated:
-    """Return the rates of a device in the precisions asked for."""
+    """Return the rates of a device in the precisions asked for.
+
+    Raises:
+        UnavailableError: torch cannot use the device.
+    """
     import torch
 
     torch.set_num_threads(request.threads)
     device = torch.device(request.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnavailableError(
+            f"torch {torch.__version__} cannot use {request.device}",
+            hint="harness backends eager says why; torch's CUDA build is needed, and a driver that serves it",
+        )
     matrix, refused = {}, {}
     with torch.inference_mode():
         for precision in request.precisions:
@@ -87,7 +97,8 @@ def _products(size: int, dtype: torch.dtype, device: torch.device) -> list[Calla
 
     left, right = (_filled((size, size), dtype, device) for _ in range(2))
     if dtype == torch.int8:
-        return [partial(torch._int_mm, left, right)]
+        # A GPU's tensor cores take integers with the second matrix lying transposed, and some take them no other way.
+        return [partial(torch._int_mm, left, right if device.type == "cpu" else right.t())]
     found: list[Callable[[], Any]] = [partial(torch.mm, left, right)]
     if device.type == "cpu":  # a convolution whose window is one pixel is the same product, by oneDNN instead of BLAS
         image, kernel = left.reshape(1, size, -1, 32), right.reshape(size, size, 1, 1)

@@ -12,14 +12,15 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any  # psutil's records of times differ from system to system
 
 import psutil
 
-from harness import protocol, rapl, topology
+from harness import devices, protocol, rapl, topology
 from harness.environment import usable_cores
 from harness.errors import FallbackError, HarnessError
 from harness.launcher import Launcher, Worker
@@ -198,18 +199,22 @@ def _load_all(
     say: Say,
 ) -> None:
     # The first launch takes warm load times, so its workers load one after the other. Later ones only have to be
-    # there: they load as many at a time as there are cores.
+    # there: they load as many at a time as there are cores. On a GPU only imports go on side by side: there libraries
+    # choose kernels by timing them when they first run, and would time what the others do as well.
     if index == 0:
         for place, seat in enumerate(seats):
             say(f"launch {index + 1}: loading {seat.case} ({place + 1}/{len(seats)})")
             seated.append(_start(seat, launcher, watches, index, alone=True))
-            _load(seated[-1], launcher, errors)
+            _load(seated[-1], launcher, errors, nullcontext())
         return
     say(f"launch {index + 1}: loading {len(seats)} workers")
     # Started from this thread: a worker dies with the thread that started it.
     seated.extend(_start(seat, launcher, watches, index, alone=False) for seat in seats)
     with ThreadPoolExecutor(len(launcher.cpus) or usable_cores()) as pool:
-        loads = [pool.submit(_load, one, launcher, errors) for one in seated]
+        turns = {seat.spec.device: Lock() for seat in seats if devices.kind(seat.spec.device) != devices.CPU}
+        loads = [
+            pool.submit(_load, one, launcher, errors, turns.get(one.seat.spec.device, nullcontext())) for one in seated
+        ]
         try:
             for load in loads:
                 load.result()
@@ -228,24 +233,29 @@ def _start(seat: Seat, launcher: Launcher, watches: Mapping[str, Watch | None], 
     return _Seated(seat=seat, worker=worker, loaded_alone=alone, gpu=gpu, memory=memory)
 
 
-def _load(one: _Seated, launcher: Launcher, errors: dict[str, HarnessError]) -> None:
+def _load(
+    one: _Seated, launcher: Launcher, errors: dict[str, HarnessError], turn: AbstractContextManager[object]
+) -> None:
     spec, worker, limit = one.seat.spec, one.worker, launcher.timeout_s
     with _leaving_on_error(one, errors), one.memory or nullcontext():
         imported = worker.call(protocol.Import(backend=spec.backend), protocol.Imported, timeout_s=limit)
         one.import_s = imported.import_s
         one.reached("before_load")
-        opened = worker.call(protocol.Load(case=spec), protocol.Opened, timeout_s=limit)
-        one.load_s = opened.seconds["total"]
-        one.reached("loaded")
-        one.notes = opened.notes
-        one.on_stream = opened.on_stream
-        refuse_elsewhere(spec, opened)
-        if opened.provider != one.seat.provider:
-            raise FallbackError(f"compiled for {one.seat.provider}, but the loaded engine runs on {opened.provider}")
-        one.stage = "measure"
-        one.first_run_s = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
-        one.reached("ran")
-        worker.stop()
+        with turn:
+            opened = worker.call(protocol.Load(case=spec), protocol.Opened, timeout_s=limit)
+            one.load_s = opened.seconds["total"]
+            one.reached("loaded")
+            one.notes = opened.notes
+            one.on_stream = opened.on_stream
+            refuse_elsewhere(spec, opened)
+            if opened.provider != one.seat.provider:
+                raise FallbackError(
+                    f"compiled for {one.seat.provider}, but the loaded engine runs on {opened.provider}"
+                )
+            one.stage = "measure"
+            one.first_run_s = worker.call(protocol.RunOnce(), protocol.Took, timeout_s=limit).seconds
+            one.reached("ran")
+            worker.stop()
 
 
 def _warm_up_all(

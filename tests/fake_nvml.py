@@ -226,7 +226,7 @@ class FakeNvml:
         total, used = card.look("total_bytes"), card.look("used_bytes")
         return SimpleNamespace(total=total, used=used, free=total - used)
 
-    def nvmlDeviceGetComputeRunningProcesses(self, card: FakeCard) -> Any:
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, card: FakeCard) -> Any:
         listed = card.look("processes")
         return [SimpleNamespace(pid=int(pid), usedGpuMemory=bytes_) for pid, bytes_ in listed.items()]
 

@@ -107,7 +107,7 @@ def _settled(given: Mapping[str, Any], narrator: Narrator) -> _Asked:
     specs = asked_models(list(given["models"]) or [DEFAULT_MODEL], None, Path.cwd())
     if len(specs) != 1:
         raise UsageError(f"harness bisect takes one model, and there are {len(specs)}")
-    places = devices.parse_devices(given["devices"], [gpu["name"] for gpu in environment.gpus()])
+    places = devices.parse_devices(given["devices"], environment.visible_gpus())
     precisions = parse_precisions(given["precisions"])
     for what, several in (("device", places), ("precision", precisions)):
         if len(several) > 1:

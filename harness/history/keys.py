@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from harness.gpu import name_of
 from harness.records import Case, Environment, Record, Run, Scalar, Workload
 from harness.topology import as_list
 
@@ -123,13 +124,8 @@ def key_of(case: Case, workload: Workload, environment: Environment) -> Key:
 def machine_of(environment: Environment, device: str) -> str:
     """Return the class of a machine as far as a device's speed depends on it; not which one of its class it is."""
     cpu = f"{environment.cpu}, {environment.cores} cores, {environment.logical_cores} usable threads"
-    kind, _, index = device.partition(":")
-    if kind == "cpu":
-        return cpu
-    gpus = environment.gpus
-    at = int(index) if index.isdecimal() else 0
-    name = gpus[at].get("name", kind) if at < len(gpus) else kind
-    return f"{name}, {cpu}"
+    kind = device.partition(":")[0]
+    return cpu if kind == "cpu" else f"{name_of(device, environment.gpus) or kind}, {cpu}"
 
 
 def subject_of(workload: Workload) -> Subject:

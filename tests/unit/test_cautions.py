@@ -32,6 +32,21 @@ def test_a_host_that_enqueues_as_long_as_the_device_works_is_named_with_figures(
     assert said(enqueue_ms=7.9) == ""
 
 
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"cuda_graph": True}, ""),  # its replay waits for the device, or is all there is to enqueue
+        ({"cuda_graphs": 1, "graph_breaks": 0}, ""),
+        ({"cuda_graphs": 3, "graph_breaks": 2}, "though parts of it are CUDA graphs"),
+        ({"cuda_graph": False}, "CUDA graphs take most of that away"),
+        ({"cuda_graphs": 0}, "CUDA graphs take most of that away"),
+    ],
+)
+def test_cuda_graphs_are_not_advised_where_they_run(facts: dict[str, bool | int], says: str) -> None:
+    text = said(msgspec.structs.replace(GPU, facts=facts), enqueue_ms=9.9)
+    assert says in text and bool(says) == bool(text)
+
+
 def test_copies_that_take_longer_than_computing_are_named_with_figures() -> None:
     assert "copies in and out take 10.6 ms, more than computing (10.5 ms)" in said(outside_ms=21.1)
     assert said(outside_ms=20.9) == ""

@@ -18,6 +18,7 @@ from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
 from harness.plan import parse_variants
 from harness.records import REUSED, Settings, Workload
+from tests.fake_nvml import FakeCard, FakeNvml
 from tests.fake_tensorrt import make_artifact
 
 SETTINGS = Settings(
@@ -30,6 +31,7 @@ class OneWorker:
     """A launcher and its worker, which builds an engine of a few bytes."""
 
     python = "python"
+    pid = 4711
 
     def __init__(self, logs: Path, version: str) -> None:
         self.logs = logs
@@ -151,3 +153,13 @@ def test_an_interrupted_run_goes_on_with_its_engine_on_the_same_card_only(machin
     assert machine.resume() is not None
     machine.patch.setattr(environment, "gpu_identity", lambda device: "4090, driver 580")
     assert machine.resume() is None
+
+
+def test_device_memory_is_what_the_worker_took_from_before_it_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path, monkeypatch)
+    # As in a container: the driver's list of processes does not have the worker.
+    FakeNvml([FakeCard(used_bytes=lambda: (1 + 3 * machine.worker.compiled) << 30)]).install(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.compile(card="card").memory.device_bytes == 3 << 30

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from harness import environment
+from harness.gpu import name_of
 from harness.records import Environment
 from harness.topology import Topology
 from tests.fake_machine import server, write
-from tests.fake_nvml import FakeCard, FakeNvml
+from tests.fake_nvml import CONSTANTS, FakeCard, FakeNvml, NVMLError
 
 
 def test_fingerprint_goes_through_json() -> None:
@@ -117,6 +118,39 @@ def test_gpus_are_all_cards_that_the_driver_reports(monkeypatch: pytest.MonkeyPa
     FakeNvml([FakeCard(), FakeCard(name="NVIDIA H100")]).install(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the machine is the same, whatever this process may use of it
     assert [gpu["name"] for gpu in environment.gpus()] == ["NVIDIA GeForce RTX 4090", "NVIDIA H100"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "numbers"), [(None, ["0", "1"]), ("1,0", ["1", "0"]), ("1", [None, "0"]), ("", [None, None])]
+)
+def test_gpus_have_the_numbers_that_workers_see(
+    visible: str | None, numbers: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = [FakeCard(uuid="GPU-1"), FakeCard(uuid="GPU-2", name="NVIDIA H100")]
+    FakeNvml(cards).install(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    machine = environment.describe([])
+    assert [gpu.get("device") for gpu in machine.gpus] == [number and f"cuda:{number}" for number in numbers]
+    seen = {number: card.name for number, card in zip(numbers, cards, strict=True) if number is not None}
+    assert environment.visible_gpus() == [seen[number] for number in sorted(seen)]
+    if seen:
+        assert [name_of(f"cuda:{number}", machine.gpus) for number in range(3)] == [seen.get(str(n)) for n in range(3)]
+        assert name_of("cuda", machine.gpus) == seen["0"]
+
+
+def test_gpus_of_a_record_without_numbers_are_in_order() -> None:
+    gpus = [{"name": "RTX 4090"}, {"name": "H100"}]
+    assert [name_of(f"cuda:{number}", gpus) for number in range(3)] == ["RTX 4090", "H100", None]
+
+
+def test_a_card_that_fell_off_the_bus_is_still_listed_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = NVMLError(CONSTANTS["NVML_ERROR_GPU_IS_LOST"])
+    FakeNvml([FakeCard(name=lost, uuid=lost)]).install(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment.gpu_identity("cuda:0") == "a GPU, driver 580.95.05"
+    assert environment.visible_gpus() == ["a GPU"]
 
 
 @pytest.mark.parametrize("code", [9, 12, 18, 999])

@@ -7,6 +7,7 @@ unsteadily in rounds that the test chooses, and every window must know.
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any  # arguments of a patched method
 
@@ -179,3 +180,33 @@ def test_a_card_that_cannot_be_read_is_measured_on_all_the_same(
     for one in conducted.launch.sittings:
         assert (len(one.energy), one.device_memory) == (0, None)
         assert all(window.gpu is None for window in one.windows)
+
+
+def test_on_a_gpu_one_engine_is_loaded_at_a_time(
+    tiny: Artifact, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading: set[str] = set()
+    together: list[set[str]] = []
+    call = Worker.call
+
+    def watched_call(self: Worker, request: protocol.AnyRequest, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(request, (protocol.Load, protocol.RunOnce)):
+            return call(self, request, *args, **kwargs)
+        loading.add(self.log.name)
+        together.append(set(loading))
+        time.sleep(0.3)  # as an engine does that chooses its kernels
+        try:
+            return call(self, request, *args, **kwargs)
+        finally:
+            loading.discard(self.log.name)
+
+    monkeypatch.setattr(Worker, "call", watched_call)
+    monkeypatch.setattr(rounds, "usable_cores", lambda: len(CASES))
+    seats = [seat(case, tiny, tmp_path) for case in CASES]
+    seats = [
+        dataclasses.replace(one, spec=protocol.CaseSpec(**{**_fields(one.spec), "device": "cuda:0"})) for one in seats
+    ]
+    schedule = Schedule(rounds=1, slice_s=0.01, input_sets=1)
+    done = conduct(seats, schedule, launcher, index=1, group=0, outputs=tmp_path, seed=0, say=lambda _: None)
+    assert done.errors == {}
+    assert [len(each) for each in together] == [1] * 2 * len(CASES)

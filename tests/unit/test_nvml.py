@@ -194,3 +194,12 @@ def test_device_memory_of_a_process_is_the_drivers_figure_or_what_went(monkeypat
     assert card.taken_bytes(42, None) == 0, "nobody can say"
     assert nvml.card("cpu") is None
     assert nvml.card("cuda:7") is None
+
+
+def test_a_driver_from_before_a_function_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pynvml, "nvmlLib", object())  # the real bindings, over a library without any function
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    card = nvml.NvmlDevice(pynvml, None)
+    reading = card.read(full=True)
+    assert (reading.processes, reading.sm_mhz, reading.slowdowns) == (None, None, None)
+    assert card.facts() == {}

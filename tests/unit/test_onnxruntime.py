@@ -75,6 +75,12 @@ def libraries(provider: Any) -> dict[str, str]:
     return {"tensorrt": "10.16.1", "cudnn": "9.20.0"} if provider.full_name == TENSORRT else {"cudnn": "9.20.0"}
 
 
+def nonzero() -> bytes:
+    """Return a graph whose output is as large as values decide."""
+    node = helper.make_node("NonZero", ["input"], ["output"], name="nonzero")
+    return made([node], [("input", [1, 4, 4])], [("output", [3, "found"])], [], TensorProto.INT64)
+
+
 def run(session: Any, artifact: Artifact) -> np.ndarray:
     session.bind(artifact.input_set(0))
     session.execute()
@@ -211,14 +217,7 @@ def test_an_optimised_graph_is_loaded_as_it_is(asked: Asked) -> None:
 
 
 def test_an_output_whose_shape_depends_on_the_data_has_no_fixed_buffer(asked: Asked) -> None:
-    where = made(
-        [helper.make_node("NonZero", ["input"], ["output"], name="nonzero")],
-        [("input", [1, 4, 4])],
-        [("output", [3, "found"])],
-        [],
-        TensorProto.INT64,
-    )
-    request = asked.request(OnnxRuntime, where, device="cpu")
+    request = asked.request(OnnxRuntime, nonzero(), device="cpu")
     session = OnnxRuntime().compile(request)
     assert run(session, request.artifact).shape == (3, 15)
     session.bind({"input": np.ones((1, 4, 4), np.float32)})
@@ -449,6 +448,15 @@ def test_a_cuda_graph_that_would_replay_a_host_tensor_is_unsupported(
     assert not cudart.leaks
 
 
+def test_a_cuda_graph_with_an_output_of_unknown_size_is_unsupported(
+    asked: Asked, runtime: FakeRuntime, cudart: FakeCudart
+) -> None:
+    request = asked.request(OnnxRuntime, nonzero(), cuda_graph=True)
+    with pytest.raises(UnsupportedError, match="the size of output is not known before a run"):
+        OnnxRuntime().compile(request)
+    assert not cudart.leaks
+
+
 @pytest.mark.parametrize("provider", [None, "tensorrt", "nv-tensorrt-rtx"])
 def test_a_cuda_graph_for_a_sweep_is_unsupported(asked: Asked, runtime: FakeRuntime, provider: str | None) -> None:
     request = asked.request(OnnxRuntime, graph(free=True), batches=(1, 3), cuda_graph=True, provider=provider)
@@ -460,14 +468,7 @@ def test_a_cuda_graph_for_a_sweep_is_unsupported(asked: Asked, runtime: FakeRunt
 def test_a_data_dependent_output_is_fetched_from_where_onnx_runtime_put_it(
     asked: Asked, runtime: FakeRuntime, cudart: FakeCudart
 ) -> None:
-    where = made(
-        [helper.make_node("NonZero", ["input"], ["output"], name="nonzero")],
-        [("input", [1, 4, 4])],
-        [("output", [3, "found"])],
-        [],
-        TensorProto.INT64,
-    )
-    request = asked.request(OnnxRuntime, where)
+    request = asked.request(OnnxRuntime, nonzero())
     session = OnnxRuntime().compile(request)
     assert run(session, request.artifact).shape == (3, 15)
     assert len(cudart.blocks) == 1
@@ -611,6 +612,24 @@ def test_the_rtx_plugin_is_registered_and_writes_a_context(
     loaded = OnnxRuntime().load(request.engine_dir, request)
     assert runtime.sessions[1].path == request.engine_dir / GRAPH and runtime.sessions[1].context is None
     np.testing.assert_array_equal(run(loaded, request.artifact), DOUBLED)
+
+
+def test_the_plugins_own_cuda_runtime_is_there_before_the_plugin(
+    runtime: FakeRuntime, plugin: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only its full name lies in the package, so that a machine without a CUDA toolkit would not find it.
+    (tmp_path / "libcudart.so.13.4.36").touch()
+    package = sys.modules["onnxruntime_ep_nv_tensorrt_rtx"]
+    monkeypatch.setattr(package, "get_library_path", lambda: str(tmp_path / "plugin.so"))
+    loaded: list[str] = []
+
+    def load(path: str) -> None:
+        assert not runtime.registered
+        loaded.append(path)
+
+    monkeypatch.setattr("backends.onnxruntime_libraries.ctypes.CDLL", load)
+    onnxruntime_libraries.ep_device(runtime, 0)
+    assert loaded == [str(tmp_path / "libcudart.so.13.4.36")] and runtime.registered
 
 
 @pytest.mark.parametrize(
@@ -760,7 +779,7 @@ def test_a_library_that_loads_is_not_missing(tmp_path: Path, monkeypatch: pytest
 
 
 SOURCE = "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, Status> "
-TOLD = {  # as ONNX Runtime 1.31.1 for CUDA 13 wrote them
+TOLD = {  # as ONNX Runtime 1.31.1 for CUDA 13 wrote them; what a capture ends with is put in the same form
     f"{SOURCE}{SOURCE}CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1 ; "
     "hostname=vm ; file=/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_execution_provider.cc ; line=355 ; "
     "expr=cudaSetDevice(info_.device_id); ": (
@@ -779,6 +798,12 @@ TOLD = {  # as ONNX Runtime 1.31.1 for CUDA 13 wrote them
     "all compute graph nodes have not been partitioned to the CUDAExecutionProvider": (
         UnsupportedError,
         "no CUDA graph can be recorded: all compute graph nodes have not been partitioned to the CUDAExecutionProvider",
+    ),
+    f"{SOURCE}CUDA failure 900: operation not permitted when stream is capturing ; GPU=0 ; hostname=box ; "
+    "file=/onnxruntime/core/providers/cuda/tensor/nonzero_op.cc ; line=92 ; expr=cudaStreamSynchronize(stream); ": (
+        UnsupportedError,
+        "a CUDA graph cannot hold this model: CUDA failure 900: operation not permitted when stream is capturing "
+        "(cudaStreamSynchronize(stream))",
     ),
     "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: bfc_arena.cc:376 void* Allocate"
     "RawInternal(size_t) Failed to allocate memory for requested buffer of size 1073741824": (

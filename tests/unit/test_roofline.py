@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from harness import ceilings, protocol, rates, registry
 from harness.ceilings import datasheet, datasheets, of_machine, run_ceilings, stored
-from harness.errors import UsageError
+from harness.environment import describe as described
+from harness.errors import UnavailableError, UsageError
 from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec, Scalar
@@ -23,6 +24,7 @@ from harness.summarize import summarize
 from harness.summary import CaseSummary, WorkloadSummary
 from reports.page import draw
 from tests.example_runs import case, environment, model_info, row, single
+from tests.fake_nvml import FakeCard, FakeNvml
 from tests.unit.test_summarize import measured, run_of
 
 onnx = pytest.importorskip("onnx")
@@ -233,7 +235,15 @@ class TestCommand:
         (tmp_path / ceilings.FILE).write_text("{")
         assert stored() == []
 
-    @pytest.mark.parametrize(("device", "says"), [("tpu", "has no ceilings"), ("cuda:7", "there is no device cuda:7")])
+    @pytest.mark.parametrize(
+        ("device", "says"),
+        [
+            ("tpu", "unknown device 'tpu'"),
+            ("cuda:x", "unknown device 'cuda:x'"),
+            ("cuda:7", "there is no device cuda:7"),
+            ("cpu,cuda:0", "takes one device, and there are 2"),
+        ],
+    )
     def test_devices_that_there_are_not(self, device: str, says: str) -> None:
         with pytest.raises(UsageError, match=says):
             run_ceilings(device, None, None, refresh=False, as_json=False, quiet=True)
@@ -278,6 +288,33 @@ class TestCommand:
         assert second.numel() == first.numel()
         assert torch.all(first == 64)
         assert torch.all(second == 64)
+
+    def test_a_gpus_integers_lie_as_its_tensor_cores_take_them(self) -> None:
+        torch = pytest.importorskip("torch")
+        (product,) = rates._products(64, torch.int8, torch.device("meta"))
+        left, right = product.args  # type: ignore[attr-defined]  # a partial
+        assert (left.stride(), right.stride()) == ((64, 1), (1, 64))
+        (product,) = rates._products(64, torch.int8, torch.device("cpu"))
+        assert torch.all(product() == 64)
+
+    def test_a_gpu_that_torch_cannot_use_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(UnavailableError, match=r"torch .* cannot use cuda:0") as caught:
+            rates.measure(protocol.Rates(device="cuda:0", precisions=["fp32"], threads=1))
+        assert "harness backends eager" in (caught.value.hint or "")
+
+    def test_a_gpu_is_kept_under_the_name_that_runs_have_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        FakeNvml([FakeCard(uuid="GPU-1", name="NVIDIA L4"), FakeCard(uuid="GPU-2")]).install(monkeypatch)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+        rated = protocol.Rated(matrix={"fp32": 5e13}, memory=[(1 << 20, 1e12)], refused={}, version="2.13")
+        monkeypatch.setattr(ceilings, "_measure", lambda *_: rated)
+        run_ceilings("cuda", None, "fp32", refresh=False, as_json=True, quiet=True)
+        (kept,) = of_machine(described([]), ["cuda:0"], stored())
+        assert (kept.device, kept.name, kept.matrix) == ("cuda:0", "NVIDIA GeForce RTX 4090", {"fp32": 5e13})
 
     def test_a_worker_measures_for_real(self, launcher: Launcher) -> None:
         with launcher.start("rates") as worker:
