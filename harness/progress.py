@@ -17,6 +17,15 @@ from rich.text import Text
 from harness.protocol import Progress
 
 BAR_CHARACTERS = 16
+REASON_CHARACTERS = 160
+
+
+def brief(message: str) -> str:
+    """Return the first line of a message, cut to what a line of progress has room for."""
+    line = message.partition("\n")[0]
+    if len(line) <= REASON_CHARACTERS:
+        return line
+    return line[: REASON_CHARACTERS - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Narrator:

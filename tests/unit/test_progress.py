@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness import progress
-from harness.progress import Narrator
+from harness.progress import REASON_CHARACTERS, Narrator, brief
 from harness.protocol import Progress
 
 
@@ -52,3 +52,11 @@ def test_a_narrow_terminal_cuts_the_text_and_keeps_the_count(monkeypatch: pytest
 
 def test_quiet_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn(monkeypatch, Progress(text="Timing", done=2, total=4), quiet=True) == []
+
+
+def test_a_reason_is_cut_where_one_sees_it() -> None:
+    assert brief("no such file\nand a second line") == "no such file"
+    assert brief("") == ""
+    long = brief("word " * 100)
+    assert len(long) <= REASON_CHARACTERS
+    assert long.endswith("word…")
