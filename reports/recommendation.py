@@ -99,19 +99,22 @@ def headline(found: Recommendation, of: WorkloadSummary, wish: Wish) -> str:
     if wish.objective not in ("latency", "drift"):
         aim = metric(wish.objective, wish)
         figure = f"{aim.title} {shown(chosen.figures[wish.objective], aim.kind)}"
-    name = clean(found.case)
+    lead = f"{'A first look, no verdict:' if 'one launch' in found.doubts else 'Deploy'} {clean(found.case)}"
     if found.tied:
         tied = listed([clean(case) for case in found.tied])
         how = "it compiles fastest" if wish.objective != "compile" else "it is as good as any"
-        text = (
-            f"Deploy {name} ({figure}): in a tie within noise with {tied} for {SUPERLATIVE[wish.objective]}, and {how}"
-        )
+        text = f"{lead} ({figure}): in a tie within noise with {tied} for {SUPERLATIVE[wish.objective]}, and {how}"
     elif others:
         sure = "surely" if found.sure else "by its estimate"
-        text = f"Deploy {name} ({figure}): {sure} {SUPERLATIVE[wish.objective]} of the {others + 1} that meet the wish"
+        text = f"{lead} ({figure}): {sure} {SUPERLATIVE[wish.objective]} of the {others + 1} {_that_fit(wish)}"
     else:
-        text = f"Deploy {name} ({figure}): nothing else meets the wish"
+        text = f"{lead} ({figure}): nothing else meets the wish"
     return f"{text}."
+
+
+def _that_fit(wish: Wish) -> str:
+    """Return what all candidates that were considered have in common: a page may be read by who did not wish."""
+    return "that meet the wish" if wish.limits or wish.max_drift != "pass" else "whose outputs agree"
 
 
 def overall(found: Overall, wish: Wish) -> str:

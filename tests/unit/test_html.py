@@ -207,6 +207,7 @@ class TestContent:
     def test_what_to_deploy_is_said(self) -> None:
         text = "".join(Reader(page_of("real")).text)
         assert "Deploy fast (p50 latency" in text
+        assert "whose outputs agree" in text
         assert "slower: 4.0" in text  # `slow` against `fast`
 
     def test_is_registered_with_what_to_install(self) -> None:

@@ -367,9 +367,11 @@ class TestFromSamples:
         assert (found.case, found.tied) == ("a", [])
 
     def test_one_launch_is_a_first_look(self) -> None:
-        found = recommend(summed(measured({"eager": 1.0, "fast": 0.5}, launches=1)), Wish())
+        summary = summed(measured({"eager": 1.0, "fast": 0.5}, launches=1))
+        found = recommend(summary, Wish())
         assert found.case == "fast"
         assert found.doubts == ["one launch"]
+        assert headline(found, summary, Wish()).startswith("A first look, no verdict: fast (p50 latency ")
 
     def test_a_p50_that_most_windows_did_not_see_is_a_doubt(self) -> None:
         """A window is as long as any other, so a lucky one holds as many samples as all slow ones together."""
