@@ -51,6 +51,12 @@ class Narrator:
         self._doing = what
         self._show(what)
 
+    def step(self, what: str) -> None:
+        """Name the step that begins, with a line that stays where there is no live one: a log of a long search."""
+        self.doing(what)
+        if not self._live.is_started:
+            self.done(what)
+
     def detail(self, progress: Progress) -> None:
         """Show a sign of life from within the step: with a bar where it is known how much there is to do."""
         self._show(f"{self._doing}: {progress.text}", progress.done or 0, progress.total or 0)
