@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 def not_free(dynamic: DynamicShapes, exc: Exception) -> UnsupportedError:
     """Return the error for a model that fixes a size which the sweep leaves free."""
+    # Of a violated constraint the first line names only the place in the source; what is wrong stands below it.
+    said = [line.strip().removeprefix("- ") for line in str(exc).splitlines() if line.strip().startswith("- ")]
     return UnsupportedError(
-        f"torch cannot leave {' and '.join(dynamic.ranges)} free in this model: {exc}",
+        f"torch cannot leave {' and '.join(dynamic.ranges)} free in this model: {'; '.join(said) or exc}",
         hint="leave out dynamic=true: every shape then gets its own engine",
     )
 

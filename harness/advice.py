@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from harness.records import Status
-from harness.summary import CaseSummary, Comparison, Estimate
+from harness.summary import CaseSummary, Comparison, Doubt, Estimate, Overall
 
 Kind = Literal["duration", "size", "rate", "number", "share", "money", "energy"]
 
@@ -116,9 +116,6 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Why it has no result."""
 
 
-Doubt = Literal["one launch", "suspicious", "not deterministic", "interrupted", "apart"]
-
-
 class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     """Which case of one workload to deploy."""
 
@@ -131,7 +128,6 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     """Where nothing meets the wish: the case that misses it by least."""
     margins: list[Margin] = []
     doubts: list[Doubt] = []
-    """`apart`: some candidates were never measured beside the best one, so their order is less sure."""
     candidates: list[Candidate]
     """In the order of the table of cases."""
     snippet: str | None = None
@@ -145,18 +141,6 @@ class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
     def sure(self) -> bool:
         """Say whether the order of the candidates rests on verdicts."""
         return not self.doubts
-
-
-class Overall(msgspec.Struct, frozen=True, kw_only=True):
-    """Which case to deploy where one is to serve all workloads."""
-
-    case: str | None
-    ratio: Estimate | None = None
-    """Geometric mean of its time over the baseline's."""
-    tied: list[str] = []
-    meets: dict[str, int]
-    """Case -> in how many workloads it meets the wish; only those that do in any."""
-    workloads: int
 
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What a reader of a number from a GPU must know: figures that say it is not what it seems. Pure functions."""
+"""What a reader of a number must know: figures that say it is not what it seems. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,17 @@ keeps the host as long as the device works waits for it to be done, as some runt
 UNSTEADY = 0.025
 """Coefficient of variation above which a GPU's samples are not those of a card that runs steadily."""
 
+TORN = 1.5
+"""Factor between the p50 of all samples and the median over windows from which on they tell different stories."""
+
+
+def torn(latency: Latency | None) -> bool:
+    """Say whether a p50 is not what most windows saw, because the windows differ so much."""
+    if latency is None or latency.window_p50_ns is None or min(latency.window_p50_ns, latency.p50.value) <= 0:
+        return False
+    high, low = max(latency.window_p50_ns, latency.p50.value), min(latency.window_p50_ns, latency.p50.value)
+    return high >= TORN * low
+
 
 def off_device(case: Case) -> int | None:
     """Return how many nodes run elsewhere than on the case's own device; None where nobody can say."""
@@ -28,12 +39,17 @@ def off_device(case: Case) -> int | None:
 def cautions(
     case: Case, *, compute: Latency | None, device: Latency | None, outside: Latency | None, enqueue_ns: float | None
 ) -> Iterator[str]:
-    """Yield sentences with figures, for a case that runs on a GPU.
+    """Yield sentences with figures; most are for a case that runs on a GPU.
 
     Args:
         compute, device, outside: What was measured at the three boundaries.
         enqueue_ns: Median time that `execute()` kept the host.
     """
+    if torn(compute) and compute is not None and compute.window_p50_ns is not None:
+        yield (
+            f"unsteady: p50 is {compute.p50.value / 1e6:.3g} ms over all samples, of which quick windows hold more, "
+            f"but {compute.window_p50_ns / 1e6:.3g} ms is the median over windows; ratios count every window alike"
+        )
     if devices.kind(case.device) == devices.CPU:
         return  # a CPU enqueues nothing and copies little, and its noise is what intervals are for
     if away := off_device(case):

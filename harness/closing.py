@@ -30,6 +30,7 @@ def of_run(summary: RunSummary) -> str:
     elif summary.suite:
         said += _of_suite(summary.suite, len(workloads))
         said += _all_outputs(measured)
+        said += _one_for_all(summary)
     elif len(measured) == 1:
         said += [f"Only {measured[0].workload.key} of {len(workloads)} workloads was measured.", measured[0].closing]
     else:
@@ -146,6 +147,30 @@ def _ranked(complete: list[tuple[Standing, Estimate]], suite: Suite, over: str) 
 
 def _mean(row: Standing, ratio: Estimate, suite: Suite) -> str:
     return f"{row.case} ran {_times(ratio, suite.baseline)}{'' if suite.rounds_only else f' ({_interval(ratio)})'}"
+
+
+def _one_for_all(summary: RunSummary) -> list[str]:
+    """Return which one to deploy for all workloads, as `harness recommend` would say without a wish.
+
+    With one launch or after an interruption there are no verdicts, so there is nothing to recommend.
+    """
+    found = summary.overall
+    disturbed = any(row.disturbed for one in summary.workloads for row in one.rows)
+    if found is None or disturbed or not {"one launch", "interrupted"}.isdisjoint(found.doubts):
+        return []
+    every = found.workloads == len(summary.workloads)
+    everywhere = f"all {found.workloads} workloads" if every else f"the {found.workloads} workloads that were measured"
+    if found.case is None:
+        return [f"No backend is ok in {everywhere}, so there is none to deploy for all of them."]
+    rivals = sum(count == found.workloads for count in found.meets.values())
+    if rivals == 1:
+        why = "no other is ok in all of them"
+    elif found.tied:
+        why = f"on geometric mean it ties within noise with {listed(found.tied)}, and it compiles fastest"
+    else:
+        why = f"on geometric mean the fastest of the {rivals} that are ok in all of them"
+    sure = "" if not found.doubts else " By estimates only, since some workloads are in doubt."
+    return [f"For {everywhere} together, deploy {found.case}: {why}.{sure}"]
 
 
 def _compared(baseline: str, sound: bool, pairs: list[tuple[Case, Comparison]]) -> list[str]:

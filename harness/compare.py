@@ -30,7 +30,7 @@ from harness.modelspec import BATCH
 from harness.pinning import aside
 from harness.plan import Variant
 from harness.precisions import CONVERTED
-from harness.progress import Narrator
+from harness.progress import Narrator, brief
 from harness.records import REUSED, Case, Failure, ModelInfo, Run, Settings, Workload
 from harness.rounds import describe
 from harness.store import RunFolder
@@ -166,7 +166,7 @@ class Comparison:
             return None
         manifest = artifact.manifest
         source = "from the cache" if cached else f"{manifest.export_s:.1f} s"
-        self._say.done(f"exported {workload.key}: {source}, {manifest.parameters / 1e6:.1f} M parameters")
+        self._say.done(f"exported {workload.key}: {source}, {manifest.parameters:,} parameters")
         for note in manifest.notes:
             page.note(note)
         if workload.failure is not None:  # of the first try of a resumed run
@@ -282,7 +282,7 @@ class Comparison:
             msgspec.structs.replace(blank_case(self._settings, page.workload, variant), status=status, failure=short)
             for variant in self._variants
         ]
-        self._say.done(f"{page.workload.key}: {status.replace('_', ' ')}: {failure.message.splitlines()[0][:160]}")
+        self._say.done(f"{page.workload.key}: {status.replace('_', ' ')}: {brief(failure.message)}")
         page.update(failure=failure, cases=cases)
 
     # ---- compile
@@ -353,7 +353,7 @@ def recipe_of(workload: Workload, settings: Settings) -> Recipe:
 
 def _compile_line(case: Case) -> str:
     if case.failure is not None:
-        return f"{case.id}: {case.status} ({case.failure.stage}): {case.failure.message.splitlines()[0][:160]}"
+        return f"{case.id}: {case.status} ({case.failure.stage}): {brief(case.failure.message)}"
     if when := case.facts.get(REUSED):
         return f"reused {case.id}: its engine was compiled at {when} in {case.stages['compile']:.1f} s"
     return f"compiled {case.id}: {case.stages['compile']:.1f} s"

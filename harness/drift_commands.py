@@ -81,7 +81,7 @@ def run_localize(given: dict[str, Any]) -> int:
             outcome="clean",
         )
         with GraphLab(scene.asked, scene.bench, scene.source, scene.graph, scene.launcher, scene.scratch, where) as lab:
-            found = Localizing(lab, blank, scene.narrator.doing).run()
+            found = Localizing(lab, blank, scene.narrator.step).run()
         found = msgspec.structs.replace(found, version=scene.bench.version)
         (scene.folder.path / "localization.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     if given["as_json"]:
@@ -102,7 +102,7 @@ def run_sensitivity(given: dict[str, Any]) -> int:
             scene.launcher,
             weights=scene.weights,
             seed=given["seed"],
-            say=scene.narrator.doing,
+            say=scene.narrator.step,
         )
         advice = advising.run(scene.label, budget_s=given["budget"], top=given["top"], scratch=scene.scratch)
         (scene.folder.path / "sensitivity.json").write_bytes(msgspec.json.format(msgspec.json.encode(advice)))

@@ -17,7 +17,7 @@ from harness.errors import HarnessError, StoreError, UsageError
 from harness.launcher import Launcher, Worker
 from harness.ledger import Page
 from harness.paths import FREE_SPACE, make_folder
-from harness.progress import Narrator
+from harness.progress import Narrator, brief
 from harness.records import Accuracy, Case, Settings
 from harness.refusals import refuse_elsewhere
 from harness.rounds import Seat, describe
@@ -118,7 +118,7 @@ class Evaluation:
             raise
         except HarnessError as exc:  # its numbers stand; a row says why there is no accuracy
             failure = describe(exc, "accuracy", worker.log if worker else None)
-            self._say.done(f"{case.id} on {self._dataset.label}: {exc.message.splitlines()[0][:160]}")
+            self._say.done(f"{case.id} on {self._dataset.label}: {brief(exc.message)}")
             return None, self._blank(case, failure=failure)
         make_folder(self._folder, "the folder of answers")
         try:

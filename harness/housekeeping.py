@@ -14,6 +14,7 @@ from harness.engines import any_in_use, delete_unless_in_use, engines_root
 from harness.environments.managing import clear_all
 from harness.errors import StoreError, UsageError
 from harness.paths import cache_root, folder_bytes
+from harness.tabular import fitted
 
 
 def run_doctor(*, as_json: bool) -> None:
@@ -24,10 +25,10 @@ def run_doctor(*, as_json: bool) -> None:
         return
     marks = {"good": "ok", "note": "--", "warn": "!!"}
     click.echo(
-        tabulate(
+        fitted(
             [(marks[f.level], f.what, f.figure, f.advice) for f in findings],
-            headers=["", "what", "found", "advice"],
-            maxcolwidths=[None, None, 56, 56],
+            ["", "what", "found", "advice"],
+            prose=["found", "advice"],
         )
     )
     bad = sum(finding.level == "warn" for finding in findings)

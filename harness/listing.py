@@ -17,6 +17,7 @@ from harness.api import ReferenceModel
 from harness.errors import HarnessError, WorkerCrashed
 from harness.launcher import Launcher
 from harness.modelspec import ModelSpec
+from harness.tabular import fitted
 
 PROBE_TIMEOUT_S = 120.0
 
@@ -39,7 +40,8 @@ def list_backends(name: str | None, *, as_json: bool) -> None:
         )
         for each, probed in rows
     ]
-    click.echo(tabulate(table, headers=["backend", "usable", "versions", "devices", "builds for", "what"]))
+    heads = ["backend", "usable", "versions", "devices", "builds for", "what"]
+    click.echo(fitted(table, heads, prose=["versions", "builds for", "what"]))
     for each, probed in rows:
         if not probed.available:
             click.echo(f"\n{each}: {probed.reason}")
@@ -47,7 +49,7 @@ def list_backends(name: str | None, *, as_json: bool) -> None:
                 click.echo(f"  hint: {probed.hint}")
     if name:
         click.echo(f"\nOptions, as in --backends {name}:key=value,key=value\n")
-        click.echo(tabulate(option_rows(registry.backend(name).Options), headers=["option", "type", "default", "what"]))
+        click.echo(_options(registry.backend(name).Options))
 
 
 def probe_all(names: Sequence[str]) -> list[tuple[str, protocol.Probed]]:
@@ -105,6 +107,10 @@ def option_rows(options: type[msgspec.Struct]) -> list[tuple[str, str, str, str]
     ]
 
 
+def _options(options: type[msgspec.Struct]) -> str:
+    return fitted(option_rows(options), ["option", "type", "default", "what"], prose=["type", "what"])
+
+
 def _type_text(facts: dict[str, Any]) -> str:
     kinds = facts.get("anyOf", [facts])
     words = ["|".join(map(str, kind["enum"])) if "enum" in kind else str(kind["type"]) for kind in kinds]
@@ -137,10 +143,11 @@ def list_models(*, as_json: bool) -> None:
         for model in models
     ]
     heads = ["model", "M parameters", "GFLOP", "GiB to export", "inputs", "tags", "licence of public weights"]
-    click.echo(tabulate(table, headers=heads, maxcolwidths=[None, None, None, None, 48, None, 28]))
-    click.echo("\nSuites, for --suite\n")
-    click.echo(tabulate([(name, " ".join(items)) for name, items in registry.SUITES.items()], tablefmt="plain"))
-    click.echo(f"{registry.WHOLE}  all of them but quick")
+    click.echo(fitted(table, heads, prose=["inputs", "tags", "licence of public weights"], spare=["inputs"]))
+    click.echo("\nInputs, settings and public weights of one: harness models NAME")
+    click.echo("\nFor --suite\n")
+    chosen = [*((key, " ".join(items)) for key, items in registry.SUITES.items()), (registry.WHOLE, "all but quick")]
+    click.echo(fitted(chosen, ["suite", "models"], prose=["models"]))
 
 
 def show_model(name: str, *, as_json: bool) -> None:
@@ -167,9 +174,9 @@ def show_model(name: str, *, as_json: bool) -> None:
     ]
     click.echo(f"{name}: {model.summary}\n")
     click.echo(tabulate(facts, tablefmt="plain"))
-    if options := option_rows(model.Options):
+    if option_rows(model.Options):
         click.echo(f"\nOptions, as in --model {name}:key=value,key=value\n")
-        click.echo(tabulate(options, headers=["option", "type", "default", "what"]))
+        click.echo(_options(model.Options))
 
 
 def _reference(name: str) -> ReferenceModel:

@@ -22,7 +22,7 @@ from harness.ledger import Page
 from harness.paths import write_atomically
 from harness.plan import Variant
 from harness.profiles import CaseProfile, ProfileRecord, WorkloadProfile
-from harness.progress import Narrator
+from harness.progress import Narrator, brief
 from harness.records import REUSED, Case, Failure, Run
 from harness.refusals import refuse_elsewhere
 from harness.rounds import Seat, describe
@@ -89,7 +89,7 @@ class Profiling(Comparison):
             raise
         except HarnessError as exc:  # a row says why; the others go on
             failure = describe(exc, "profile", worker.log if worker else None)
-            self._say.done(f"{case.id}: {exc.status.replace('_', ' ')}: {exc.message.splitlines()[0][:160]}")
+            self._say.done(f"{case.id}: {exc.status.replace('_', ' ')}: {brief(exc.message)}")
             return msgspec.structs.replace(blank, status=exc.status, failure=failure)
 
     def _tidy(self, page: Page, engines: EngineStore) -> None:

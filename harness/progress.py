@@ -17,6 +17,15 @@ from rich.text import Text
 from harness.protocol import Progress
 
 BAR_CHARACTERS = 16
+REASON_CHARACTERS = 160
+
+
+def brief(message: str) -> str:
+    """Return the first line of a message, cut to what a line of progress has room for."""
+    line = message.partition("\n")[0]
+    if len(line) <= REASON_CHARACTERS:
+        return line
+    return line[: REASON_CHARACTERS - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Narrator:
@@ -41,6 +50,12 @@ class Narrator:
         """Name the step that begins."""
         self._doing = what
         self._show(what)
+
+    def step(self, what: str) -> None:
+        """Name the step that begins, with a line that stays where there is no live one: a log of a long search."""
+        self.doing(what)
+        if not self._live.is_started:
+            self.done(what)
 
     def detail(self, progress: Progress) -> None:
         """Show a sign of life from within the step: with a bar where it is known how much there is to do."""

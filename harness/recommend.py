@@ -25,21 +25,20 @@ from harness.advice import (
     METRICS,
     Advice,
     Candidate,
-    Doubt,
     Fate,
     Limit,
     Margin,
     Metric,
     Miss,
-    Overall,
     Recommendation,
     Wish,
     metric,
 )
+from harness.cautions import torn
 from harness.records import Workload
 from harness.stats import EFFECT
 from harness.suite import geometric_mean
-from harness.summary import CaseSummary, Comparison, Estimate, RunSummary, WorkloadSummary
+from harness.summary import CaseSummary, Comparison, Doubt, Estimate, Overall, RunSummary, WorkloadSummary
 from harness.tradeoffs import break_even, frontier, speeds
 
 Direct = Callable[[Workload, str], Mapping[str, Comparison]]
@@ -52,13 +51,13 @@ _SOUND = ("ok", "drifted")
 def advise(summary: RunSummary, wish: Wish, *, direct: Direct = ratios.against) -> Advice:
     """Return what to deploy for each workload, and for all of them together."""
     each = [recommend(one, wish, direct=direct) for one in summary.workloads]
-    if summary.run.state != "finished":
-        each = [msgspec.structs.replace(one, doubts=[*one.doubts, "interrupted"]) for one in each]
+    late = _interrupted(summary)
+    each = [msgspec.structs.replace(one, doubts=[*one.doubts, *late]) for one in each]
     return Advice(
         run=summary.run.id,
         wish=wish,
         recommendations=each,
-        overall=_overall(summary, wish, direct) if len(each) > 1 else None,
+        overall=overall(summary, wish, direct=direct),
     )
 
 
@@ -273,13 +272,18 @@ def _doubts(summary: WorkloadSummary, aim: Metric, *, apart: bool) -> list[Doubt
         found.append("one launch")
     if summary.suspicious:
         found.append("suspicious")
+    if aim.per_iteration and any(torn(row.compute) for row in summary.rows):
+        found.append("unsteady")
     if summary.workload.info and not summary.workload.info.deterministic:
         found.append("not deterministic")
     return found
 
 
-def _overall(summary: RunSummary, wish: Wish, direct: Direct) -> Overall | None:
-    """Return the one case for all workloads that were measured: the best on geometric mean of those that always fit."""
+def overall(summary: RunSummary, wish: Wish, *, direct: Direct = ratios.against) -> Overall | None:
+    """Return the one case for all workloads that were measured: the best on geometric mean of those that always fit.
+
+    None where fewer than two were measured, against different baselines, or for an objective without a mean.
+    """
     counted = [
         (one, {row.case.id: row for row in one.rows if not missed(row, wish)})
         for one in summary.workloads
@@ -287,7 +291,8 @@ def _overall(summary: RunSummary, wish: Wish, direct: Direct) -> Overall | None:
     ]
     baselines = {one.baseline for one, _ in counted}
     comparable = len(baselines) == 1 and None not in baselines
-    if len(counted) < 2 or not comparable or not metric(wish.objective, wish).per_iteration:
+    aim = metric(wish.objective, wish)
+    if len(counted) < 2 or not comparable or not aim.per_iteration:
         return None
     meets = {
         case: sum(case in fit for _, fit in counted)
@@ -299,18 +304,25 @@ def _overall(summary: RunSummary, wish: Wish, direct: Direct) -> Overall | None:
         if count == len(counted) and all(found):
             means[case] = geometric_mean([one for one in found if one])
     if not means:
-        return Overall(case=None, meets=meets, workloads=len(counted))
+        return Overall(case=None, meets=meets, workloads=len(counted), doubts=_interrupted(summary))
     leader = min(means, key=lambda case: means[case].value)
     beside = [direct(one.workload, leader) for one, _ in counted]
     tied = [case for case in means if case == leader or not _worse_on_mean(means[case], means[leader], case, beside)]
     chosen = min(tied, key=lambda case: sum(_compile_s(fit[case]) for _, fit in counted))
+    apart = any(case not in found for found in beside for case in means if case != leader)
+    doubts = dict.fromkeys(doubt for one, _ in counted for doubt in _doubts(one, aim, apart=apart))
     return Overall(
         case=chosen,
         ratio=means[chosen],
         tied=[case for case in tied if case != chosen],
         meets=meets,
         workloads=len(counted),
+        doubts=[*doubts, *_interrupted(summary)],
     )
+
+
+def _interrupted(summary: RunSummary) -> list[Doubt]:
+    return [] if summary.run.state == "finished" else ["interrupted"]
 
 
 def _worse_on_mean(own: Estimate, best: Estimate, case: str, beside: Sequence[Mapping[str, Comparison]]) -> bool:

@@ -10,6 +10,7 @@ from harness import protocol
 from harness.api import InputSpec, Model
 from harness.errors import UsageError
 from harness.inputs import dims as own_dims
+from harness.modelspec import BATCH
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -38,7 +39,8 @@ def resolve(
     for name in wanted:
         if name not in known:
             listed = "it has " + ", ".join(known) if known else "it has none"
-            raise UsageError(f"the model has no free dimension '{name}'; {listed}", hint="--dim NAME=SIZE")
+            renamed = "; a free first axis is called batch, whatever the file calls it" if BATCH in known else ""
+            raise UsageError(f"the model has no free dimension '{name}'; {listed}", hint=f"--dim NAME=SIZE{renamed}")
     chosen = {**wanted}
     for name, shape in shapes.items():
         for dim, size in _matched(inputs, name, shape).items():

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 
 from harness import closing, composing, drift, gpu_figures, ratios, roofline, stats, suite, sweeps
+from harness.advice import Wish
 from harness.cautions import cautions, off_device
+from harness.recommend import overall
 from harness.records import CONTROL, Case, Run, Settings, Workload
 from harness.summary import CaseSummary, Comparison, Estimate, Latency, RunSummary, WorkloadSummary
 
@@ -34,6 +36,7 @@ def summarize(run: Run) -> RunSummary:
         prices=sweeps.prices(run.workloads),
         closing="",
     )
+    summary = msgspec.structs.replace(summary, overall=overall(summary, Wish()))
     return msgspec.structs.replace(summary, closing=closing.of_run(summary))
 
 
@@ -92,6 +95,7 @@ def _latency(seen: ratios.Visits) -> Latency | None:
         p95=stats.percentile(samples, 0.95),
         p99=stats.percentile(samples, 0.99),
         cv=stats.variation(samples),
+        window_p50_ns=float(np.median([np.median(window.samples_ns) for _, window in seen.windows])),
     )
 
 

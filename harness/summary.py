@@ -9,6 +9,9 @@ import msgspec
 from harness.records import Case, DeviceMemory, EnergySource, Record, Run, Status, Workload
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
+Doubt = Literal["one launch", "suspicious", "not deterministic", "interrupted", "apart", "unsteady"]
+"""Why the order of cases is less sure than their intervals say. `apart`: some were never measured beside the best one;
+`unsteady`: the p50 of some is not what most of their windows saw."""
 
 
 class Estimate(Record, frozen=True, kw_only=True):
@@ -30,6 +33,9 @@ class Latency(Record, frozen=True, kw_only=True):
     p99: Estimate | None
     cv: float
     """Standard deviation over mean."""
+    window_p50_ns: float | None = None
+    """Median over windows of each one's median. Windows are of equal length, so a quick one holds more samples and
+    counts for more in `p50`; here, as in ratios, each counts once."""
 
 
 class Comparison(Record, frozen=True, kw_only=True):
@@ -180,6 +186,23 @@ class Suite(Record, frozen=True, kw_only=True):
     """A mean holds intervals that lack the spread between processes, so it lacks it too."""
 
 
+class Overall(Record, frozen=True, kw_only=True):
+    """Which case to deploy where one is to serve all workloads that were measured."""
+
+    case: str | None
+    """The best on geometric mean of those that meet the wish everywhere, of several in a tie the one that compiles
+    fastest; None where no case meets it everywhere."""
+    ratio: Estimate | None = None
+    """Geometric mean of its time over the baseline's."""
+    tied: list[str] = msgspec.field(default_factory=list)
+    """Others that meet it everywhere, and that the run cannot tell from the best one."""
+    meets: dict[str, int]
+    """Case -> in how many workloads it meets the wish; only those that do in any."""
+    workloads: int
+    doubts: list[Doubt] = msgspec.field(default_factory=list)
+    """Those of any workload."""
+
+
 class Part(Record, frozen=True, kw_only=True):
     """A workload of which a composed figure is made."""
 
@@ -258,6 +281,9 @@ class RunSummary(Record, frozen=True, kw_only=True):
     workloads: list[WorkloadSummary]
     suite: Suite | None
     """None where fewer than two workloads were measured."""
+    overall: Overall | None = None
+    """What to deploy for all of them for speed and outputs that pass; None where fewer than two were measured, or
+    against different baselines."""
     composed: list[Composed]
     sweeps: list[Sweep]
     prices: list[Price]

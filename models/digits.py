@@ -84,4 +84,4 @@ class Digits(ReferenceModel):
 
         from harness.weights import Provenance
 
-        return Provenance(f"trained on the spot on digits of scikit-learn {version('scikit-learn')}", None, [])
+        return Provenance(f"trained on scikit-learn {version('scikit-learn')}'s digits", None, [])

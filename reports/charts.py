@@ -46,6 +46,8 @@ TAIL = 0.995
 STAGES = ("import", "load", "tune", "build", "compile", "first_run", "second_run", "save")
 """In the order in which they happen; `compile` is what is left of it beside its parts."""
 PARTS = ("load", "tune", "build")
+FIGURE = 0.07
+"""Inches that a figure beside an axis takes."""
 
 
 def of_workload(workload: WorkloadSummary, ceilings: Sequence[Ceiling] = ()) -> list[Chart]:
@@ -163,7 +165,7 @@ def _rounds(workload: WorkloadSummary) -> Chart | None:
             )
         for start in list(starts.values())[1:]:
             axes.axvline(start + 0.5, color=MUTED, linewidth=0.6, linestyle=":")
-        axes.set_ylim(-reach, reach)
+        axes.set_ylim(max(-reach, -100), reach)  # nothing can be more than 100 % quicker
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("round; dotted lines divide launches")
         axes.set_ylabel("% off its median")
@@ -178,6 +180,7 @@ def _rounds(workload: WorkloadSummary) -> Chart | None:
         "wanders here is noise. The band is the noise floor; spikes may leave the picture.",
         summary=f"Half of the rounds lie within {'; '.join(worst)}",
         draw=draw,
+        beside=Chart.beside + FIGURE * max(0, len(f"{reach:.0f}") - 4),
         height=2.3 + below + 0.1,
         below=below,
     )

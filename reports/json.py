@@ -9,6 +9,7 @@
 | `raw_samples` | the file in the run's folder that holds every sample: `run.json` |
 | `workloads` | one object a model and shape, described below |
 | `suite` | cases over all workloads; null where fewer than two can be taken together |
+| `overall` | which case to deploy where one is to serve all workloads, and what makes that less sure; or null |
 | `composed` | figures put together from parts, never measured as a whole |
 | `sweeps` | workloads that differ in the size of one free dimension |
 | `prices` | dynamic engines over static ones; `suite` to `prices` have the fields of `harness.summary` |
@@ -34,8 +35,9 @@ A workload has:
 A row has the fields of a case in `run.json`, of which `drift` lists every output of every input set and `agreement`
 the figures of the model's task (a value of null is infinite: nothing differs), `accuracy` what it got right on the
 labelled data set (`paired` is its difference to the baseline on the same samples) or null, and:
-`is_baseline`; `compute`, `on_device` and `host_to_host` (`samples`, `cv`, and `p50_ns`, `p90_ns`, `p95_ns`,
-`p99_ns`, each null or `value`, `low`, `high` in nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
+`is_baseline`; `compute`, `on_device` and `host_to_host` (`samples`, `cv`, `window_p50_ns`, which is the median over
+windows of each one's median, and `p50_ns`, `p90_ns`, `p95_ns`, `p99_ns`, each null or `value`, `low`, `high` in
+nanoseconds); `enqueue_p50_ns`, how long `execute()` kept the host;
 `off_device`, how many nodes run elsewhere; `cautions`, what a reader must know, in figures; `comparison` (`ratio` is
 time over the baseline's time with its 99 % interval, `verdict`, `noisy`, `build_sd`); `throughput_per_s`;
 `gflop_per_s`; `bound_by` (`compute` or `memory`) and `limit_share` (the least time that the device needs over p50),
@@ -92,6 +94,7 @@ def document(summary: RunSummary) -> dict[str, Any]:
         "raw_samples": RAW_SAMPLES,
         "workloads": [_workload(one) for one in summary.workloads],
         "suite": summary.suite,
+        "overall": summary.overall,
         "composed": summary.composed,
         "sweeps": summary.sweeps,
         "prices": summary.prices,
@@ -159,6 +162,7 @@ def _latency(latency: Latency | None) -> dict[str, Any] | None:
     return {
         "samples": latency.samples,
         "cv": latency.cv,
+        "window_p50_ns": latency.window_p50_ns,
         "p50_ns": latency.p50,
         "p90_ns": latency.p90,
         "p95_ns": latency.p95,

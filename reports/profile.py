@@ -94,9 +94,10 @@ def _workload(workload: WorkloadProfile, by: By, top: int) -> Iterator[Block]:
         yield _totals(workload)
         yield Legend(
             texts=(
-                "with profiler = one iteration by harness' own clock while the profiler is at work; unexplained = the "
-                "share of it that no operator took, such as Python's time between operators. Without: in the same "
-                "process before, not for comparison. What the profiler costs below zero is the machine's noise.",
+                "with profiler = the mean iteration by harness' own clock while the profiler is at work; unexplained = "
+                "the share of it that no operator took, such as Python's time between operators. Without: the median "
+                "iteration in the same process before, not for comparison. costs = the median with it over that one; "
+                "what is below zero is the machine's noise.",
             )
         )
         ops = ops_of(workload)
@@ -161,8 +162,8 @@ def _legend(by: By, total: int, shown: int) -> Iterator[str]:
     )
     if by == "node":
         yield (
-            "+2 = with two more nodes, which the backend runs in the same operators; those say in which row their time "
-            "is. It cannot be parted."
+            "+1, +2, ... = with so many more nodes, which the backend runs in the same operators; those say in which "
+            "row their time is. It cannot be parted."
         )
     elif by == "op":
         yield (

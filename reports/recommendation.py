@@ -13,12 +13,11 @@ from harness.advice import (
     Kind,
     Limit,
     Miss,
-    Overall,
     Recommendation,
     Wish,
     metric,
 )
-from harness.summary import RunSummary, WorkloadSummary
+from harness.summary import Overall, RunSummary, WorkloadSummary
 from reports import details, sections
 from reports.blocks import Block, Code, Heading, Legend, Line, Section, Sentence
 from reports.formatting import MISSING, clean, counted, duration, listed, percent, ratio, scientific, significant, size
@@ -49,7 +48,8 @@ DOUBTS = {
     "one launch": "one launch cannot show how processes differ: a first look, not a verdict (--launches 5)",
     "suspicious": "two identical workers of the baseline differ in this run: repeat it on a quieter machine",
     "not deterministic": "the reference gave different outputs when run twice",
-    "interrupted": "the run was interrupted: what is missing could be better",
+    "interrupted": "the run did not finish: what is missing could be better",
+    "unsteady": "windows differ so much that a p50 is not what most of them saw: go by the ratios, or measure again",
     "apart": "not all candidates were measured side by side; their intervals are compared instead",
 }
 LONG_COUNT = 1e6
@@ -68,6 +68,8 @@ def draw(advice: Advice, summary: RunSummary) -> Page:
         if several:
             blocks.append(Heading(text=details.heading(of, summary)))
         blocks += draw_one(one, of, advice.wish)
+    if any(each.break_even for one in advice.recommendations for each in one.candidates):
+        blocks.append(Legend(texts=(_PAYS,)))
     if not advice.recommendations:
         blocks.append(Sentence(text="The run holds no workload: there is nothing to choose from."))
     closing = overall(advice.overall, advice.wish) if advice.overall else ""
@@ -81,8 +83,6 @@ def draw_one(found: Recommendation, of: WorkloadSummary, wish: Wish) -> Iterator
         yield _table(found, wish)
     if why := tuple(_why(found, wish)):  # of a single case without limits there is nothing to say
         yield Section(title="why", lines=why)
-    if any(one.break_even for one in found.candidates):
-        yield Legend(texts=(_PAYS,))
     if found.no_snippet:
         yield Section(title="to deploy it", lines=(Line(text=clean(found.no_snippet)),))
     if found.snippet:
@@ -99,19 +99,22 @@ def headline(found: Recommendation, of: WorkloadSummary, wish: Wish) -> str:
     if wish.objective not in ("latency", "drift"):
         aim = metric(wish.objective, wish)
         figure = f"{aim.title} {shown(chosen.figures[wish.objective], aim.kind)}"
-    name = clean(found.case)
+    lead = f"{'A first look, no verdict:' if 'one launch' in found.doubts else 'Deploy'} {clean(found.case)}"
     if found.tied:
         tied = listed([clean(case) for case in found.tied])
         how = "it compiles fastest" if wish.objective != "compile" else "it is as good as any"
-        text = (
-            f"Deploy {name} ({figure}): in a tie within noise with {tied} for {SUPERLATIVE[wish.objective]}, and {how}"
-        )
+        text = f"{lead} ({figure}): in a tie within noise with {tied} for {SUPERLATIVE[wish.objective]}, and {how}"
     elif others:
         sure = "surely" if found.sure else "by its estimate"
-        text = f"Deploy {name} ({figure}): {sure} {SUPERLATIVE[wish.objective]} of the {others + 1} that meet the wish"
+        text = f"{lead} ({figure}): {sure} {SUPERLATIVE[wish.objective]} of the {others + 1} {_that_fit(wish)}"
     else:
-        text = f"Deploy {name} ({figure}): nothing else meets the wish"
+        text = f"{lead} ({figure}): nothing else meets the wish"
     return f"{text}."
+
+
+def _that_fit(wish: Wish) -> str:
+    """Return what all candidates that were considered have in common: a page may be read by who did not wish."""
+    return "that meet the wish" if wish.limits or wish.max_drift != "pass" else "whose outputs agree"
 
 
 def overall(found: Overall, wish: Wish) -> str:
@@ -123,11 +126,12 @@ def overall(found: Overall, wish: Wish) -> str:
         named = listed([f"{clean(case)} in {count} of {found.workloads}" for case, count in best])
         return f"No backend meets the wish in all {found.workloads} workloads: {named}."
     assert found.ratio is not None
+    sure = ", by estimates only" if found.doubts else ""
+    one = "the baseline"
+    if found.ratio.low < found.ratio.high:
+        one = f"{ratio(found.ratio)} of the baseline's time on geometric mean"
     tied = f", in a tie within noise with {listed([clean(case) for case in found.tied])}" if found.tied else ""
-    return (
-        f"One backend for all {found.workloads} workloads: {clean(found.case)}, {ratio(found.ratio)} of the baseline's "
-        f"time on geometric mean{tied}."
-    )
+    return f"One backend for all {found.workloads} workloads{sure}: {clean(found.case)}, {one}{tied}."
 
 
 def shown(value: float, kind: Kind) -> str:
@@ -154,6 +158,8 @@ def why_not(one: Candidate, wish: Wish) -> str:
     match one.fate:
         case "recommended":
             return "recommended"
+        case "no result" if one.status == "compiled":
+            return "only compiled, for a device that is not here"
         case "no result":
             return f"{one.status.replace('_', ' ')}{f': {clean(one.reason)}' if one.reason else ''}"
         case "tied":
@@ -226,6 +232,8 @@ def _nothing(found: Recommendation, of: WorkloadSummary, wish: Wish) -> str:
             return f"Nothing can be recommended: {clean(failure.message).rstrip('.')}."
         if of.workload.target:
             return f"Nothing can be recommended: it was compiled for {of.workload.target} and did not run."
+        if not found.candidates:
+            return "Nothing can be recommended: the run has no case of it, or not yet."
         failed = counted(len(found.candidates), "case", "cases")
         return f"Nothing can be recommended: none of {failed} has a result."
     tried = [one for one in found.candidates if one.fate == "misses"]

@@ -14,7 +14,7 @@ from harness.errors import EnvironmentFailed, UsageError
 from harness.interpreter import Interpreter
 from harness.paths import users_path, write_atomically
 from harness.plan import AT, Variant, chosen_for
-from harness.progress import Narrator
+from harness.progress import Narrator, brief
 from harness.records import Settings
 
 RUNS = "runs.txt"
@@ -133,7 +133,7 @@ def prepare(variants: Sequence[Variant], settings: Settings, run: str, logs: Pat
                 _note_use(made, run)
                 found[variant.id] = made
             except EnvironmentFailed as exc:
-                narrator.done(f"{variant.item}: no environment: {exc.message.splitlines()[0][:160]}")
+                narrator.done(f"{variant.item}: no environment: {brief(exc.message)}")
                 found[variant.id] = exc
         elif base is not None:
             about = ask(Path(base))

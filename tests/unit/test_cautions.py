@@ -1,4 +1,4 @@
-"""What a reader of a GPU's numbers is told, and that a CPU's reader is not."""
+"""What a reader of numbers is told, most of it of a GPU's only."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ def test_nodes_off_the_device_are_counted() -> None:
     assert off_device(GPU) is None
 
 
+@pytest.mark.parametrize(("windows_ms", "says"), [(21.0, True), (15.0, False), (6.0, True), (None, False)])
+def test_a_p50_far_from_the_median_window_is_named_on_any_device(windows_ms: float | None, says: bool) -> None:
+    latency_ = msgspec.structs.replace(of(10.5), window_p50_ns=windows_ms and windows_ms * 1e6)
+    for one in (GPU, case("eager")):
+        found = list(cautions(one, compute=latency_, device=None, outside=None, enqueue_ns=None))
+        assert [text.startswith("unsteady: p50 is 10.5 ms over all samples") for text in found] == [True] * says
+
+
 @pytest.mark.parametrize("worst", [{"enqueue_ms": 99.0}, {"outside_ms": 99.0}, {"cv": 0.5}])
-def test_a_cpu_gets_none(worst: dict[str, float]) -> None:
+def test_a_cpu_gets_no_caution_of_a_gpu(worst: dict[str, float]) -> None:
     assert said(case("eager"), **worst) == ""

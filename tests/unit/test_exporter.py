@@ -213,6 +213,8 @@ def test_sizes_that_cannot_be_are_refused(wanted: dict[str, int], sizes: dict[st
     with pytest.raises(UsageError) as caught:
         resolve(wanted, sizes)
     assert says in caught.value.message
+    if "sequenc" in wanted:
+        assert "a free first axis is called batch" in (caught.value.hint or "")
 
 
 def test_unset_size_comes_with_both_ways_to_set_it() -> None:

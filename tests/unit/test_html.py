@@ -29,7 +29,7 @@ from tests.browsing import Visitor, chromium, reached_by_keyboard
 from tests.example_limits import limits
 from tests.example_runs import NASTY, examples, nasty
 from tests.example_suites import suites, sweep
-from tests.unit.test_summarize import measured, run_of
+from tests.unit.test_summarize import measured, run_of, with_samples
 
 RUNS = examples() | suites() | {"limits": limits()}
 VOID = {"meta", "link", "input", "br", "path", "use", "rect", "circle"}
@@ -147,6 +147,25 @@ class TestContent:
         assert (y[0], y[-1]) == (0, 1)
         assert x[len(x) // 2] == pytest.approx(20, rel=0.02)  # milliseconds
 
+    def test_rounds_that_wander_far_leave_room_for_their_axis(self) -> None:
+        calm = real().workloads[0]
+        wild = with_samples(
+            calm.workload,
+            lambda of, window: (
+                [ns * 3000 for ns in window.samples_ns] if of.case == "slow" and window.round % 3 == 0 else None
+            ),
+        )
+        wilder = msgspec.structs.replace(calm, workload=wild)
+        quiet, far = (
+            next(one for one in charts.of_workload(workload) if one.key == "rounds") for workload in (calm, wilder)
+        )
+        axes = axes_of_figure()
+        far.draw(axes)
+        low, high = axes.get_ylim()
+        assert low == -100
+        assert high > 10_000
+        assert far.beside > quiet.beside
+
     def test_the_pareto_line_leaves_out_what_drifted(self) -> None:
         axes = axes_of_figure()
         (drift,) = (one for one in charts.of_workload(real().workloads[0]) if one.key == "drift")
@@ -188,6 +207,7 @@ class TestContent:
     def test_what_to_deploy_is_said(self) -> None:
         text = "".join(Reader(page_of("real")).text)
         assert "Deploy fast (p50 latency" in text
+        assert "whose outputs agree" in text
         assert "slower: 4.0" in text  # `slow` against `fast`
 
     def test_is_registered_with_what_to_install(self) -> None:

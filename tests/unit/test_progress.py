@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from harness import progress
-from harness.progress import Narrator
+from harness.progress import REASON_CHARACTERS, Narrator, brief
 from harness.protocol import Progress
 
 
@@ -52,3 +52,23 @@ def test_a_narrow_terminal_cuts_the_text_and_keeps_the_count(monkeypatch: pytest
 
 def test_quiet_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn(monkeypatch, Progress(text="Timing", done=2, total=4), quiet=True) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_step_of_a_search_leaves_a_line_in_a_log(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(
+        progress, "Console", lambda **_: Console(file=out, force_terminal=terminal, width=80, color_system=None)
+    )
+    with Narrator() as narrator:
+        narrator.step("trial 1")
+        narrator.step("trial 2")
+    assert (out.getvalue() == "trial 1\ntrial 2\n") is not terminal
+
+
+def test_a_reason_is_cut_where_one_sees_it() -> None:
+    assert brief("no such file\nand a second line") == "no such file"
+    assert brief("") == ""
+    long = brief("word " * 100)
+    assert len(long) <= REASON_CHARACTERS
+    assert long.endswith("word…")

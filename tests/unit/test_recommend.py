@@ -32,7 +32,7 @@ from reports.recommendation import SUPERLATIVE, draw, headline, pays, render, wh
 from tests.example_accuracy import accuracy
 from tests.example_runs import NASTY, case, drift, nasty, no_export, nothing, row, single, stages
 from tests.example_suites import suite
-from tests.unit.test_summarize import launch, measured, run_of, summed, workload_of
+from tests.unit.test_summarize import launch, measured, run_of, summed, with_samples, workload_of
 
 MS = 1e6
 STATUSES = ("ok", "ok", "ok", "ok", "drifted", "crashed", "unavailable")
@@ -367,9 +367,26 @@ class TestFromSamples:
         assert (found.case, found.tied) == ("a", [])
 
     def test_one_launch_is_a_first_look(self) -> None:
-        found = recommend(summed(measured({"eager": 1.0, "fast": 0.5}, launches=1)), Wish())
+        summary = summed(measured({"eager": 1.0, "fast": 0.5}, launches=1))
+        found = recommend(summary, Wish())
         assert found.case == "fast"
         assert found.doubts == ["one launch"]
+        assert headline(found, summary, Wish()).startswith("A first look, no verdict: fast (p50 latency ")
+
+    def test_a_p50_that_most_windows_did_not_see_is_a_doubt(self) -> None:
+        """A window is as long as any other, so a lucky one holds as many samples as all slow ones together."""
+        workload = measured({"eager": 1.0, "fast": 0.5})
+        lucky = with_samples(
+            workload, lambda of, window: [10**4] * 900 if of.case == "fast" and window.round == 0 else None
+        )
+        summary = summed(lucky)
+        assert recommend(summary, Wish()).doubts == ["unsteady"]
+        assert "Deploy" not in summary.closing
+        fast = next(row for row in summary.rows if row.case.id == "fast")
+        assert fast.cautions[0].startswith(
+            "unsteady: p50 is 0.01 ms over all samples, of which quick windows hold more"
+        )
+        assert "Deploy" in summed(workload).closing
 
     def test_drifted_outputs_are_never_recommended_unless_they_are_wished_for(self) -> None:
         summary = summed(measured({"eager": 1.0, "wrong": 0.2}, {"wrong": "drifted"}))
@@ -400,6 +417,17 @@ class TestFromSamples:
         assert (overall.case, overall.tied, overall.workloads) == ("y", [], 2)
         assert overall.ratio is not None
         assert overall.ratio.value == pytest.approx(0.6, rel=0.01)
+        assert overall.doubts == []
+        assert summary.overall == overall
+        assert "One backend for all 2 workloads: y, 0.6" in render(advise(summary, Wish()), summary)
+
+    def test_over_several_workloads_of_which_some_are_in_doubt(self) -> None:
+        a, b = measured({"eager": 1.0, "x": 2.0}, launches=1), measured({"eager": 1.0, "x": 2.0}, control=1.1, seed=1)
+        summary = summarize(run_of(a, msgspec.structs.replace(b, key="other"), state="interrupted"))
+        assert summary.overall is not None
+        assert summary.overall.doubts == ["one launch", "suspicious", "interrupted"]
+        said = "One backend for all 2 workloads, by estimates only: eager, the baseline."
+        assert said in render(advise(summary, Wish()), summary)
 
     def test_over_several_workloads_of_which_one_lacks_it(self) -> None:
         a = measured({"eager": 1.0, "x": 0.5})
@@ -482,6 +510,7 @@ class TestWords:
             row(case("eager", stages=stages(1, 1, 1)), p50=10.0),
             row(case("wrong", status="drifted", stages=stages(1, 1, 1)), p50=4.0, compared=(0.4, 0.39, 0.41, "FASTER")),
             row(case("gone", status="crashed", failure=Failure(stage="compile", message="ended by SIGSEGV"))),
+            row(case("elsewhere", status="compiled")),
         ]
         summary = single(rows).workloads[0]
         wish = limited(("compile", 600.0))
@@ -492,6 +521,7 @@ class TestWords:
         assert said["fast"] == "compile time 900 s, at most 600 s wished, 50 % too much; otherwise 2.00x better"
         assert said["wrong"] == "its outputs do not agree with the reference; otherwise 2.50x better"
         assert said["gone"] == "crashed: ended by SIGSEGV"
+        assert said["elsewhere"] == "only compiled, for a device that is not here"
         assert headline(found, summary, wish) == "Deploy eager (p50 latency 10.0 ms): nothing else meets the wish."
 
     def test_nothing_meets_the_wish(self) -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from harness import registry
 from harness.api import Composition
-from harness.closing import of_run
 from harness.composing import composed, is_default
 from harness.modelspec import ModelSpec
 from harness.ratios import against
 from harness.records import CONTROL, Failure, Status, Workload
 from harness.suite import geometric_mean, leaders, standings
-from harness.summary import Estimate, RunSummary, Standing, Suite
+from harness.summarize import summarize
+from harness.summary import Estimate, Standing, Suite
 from harness.sweeps import prices, sweeps
 from tests.unit.test_summarize import case, info_of, launch, measured, run_of, settings_of, summed, workload_of
 
@@ -399,19 +399,7 @@ class TestAgainst:
 
 
 def closing(*workloads: Workload, state: str = "finished", asked: str = "all") -> str:
-    summaries = [summed(one) for one in workloads]
-    run = run_of(*workloads, state=state, settings=settings_of(*ASKED, asked=asked))
-    return of_run(
-        RunSummary(
-            run=run,
-            workloads=summaries,
-            suite=standings(summaries, run.settings.cases),
-            composed=[],
-            sweeps=[],
-            prices=[],
-            closing="",
-        )
-    )
+    return summarize(run_of(*workloads, state=state, settings=settings_of(*ASKED, asked=asked))).closing
 
 
 class TestClosing:
@@ -420,13 +408,40 @@ class TestClosing:
         assert text.startswith("Over all 2 workloads, fast ran 2.0")
         assert "x faster than eager (99 % interval " in text
         assert " on geometric mean, and was the fastest for sure in 2. slow ran " in text
-        assert text.endswith("All outputs agree with the reference.")
+        assert text.endswith(
+            "All outputs agree with the reference. For all 2 workloads together, deploy fast: on geometric mean the "
+            "fastest of the 3 that are ok in all of them."
+        )
 
     def test_a_tie(self) -> None:
         speeds = {"eager": 1.0, "one": 0.5, "two": 0.5}
         text = closing(workload("a", speeds), workload("b", speeds, seed=1))
         assert "on geometric mean, in a tie within noise with " in text
         assert "for sure" not in text
+        assert text.endswith(
+            (
+                "deploy one: on geometric mean it ties within noise with two, and it compiles fastest.",
+                "deploy two: on geometric mean it ties within noise with one, and it compiles fastest.",
+            ),
+        )
+
+    def test_the_fastest_of_one_workload_is_not_deployed_where_it_fails_another(self) -> None:
+        text = closing(workload("a", SPEEDS), workload("b", SPEEDS | {"fast": 0.1}, {"fast": "drifted"}))
+        assert text.endswith(
+            "For all 2 workloads together, deploy eager: on geometric mean the fastest of the 2 that are ok in all of "
+            "them."
+        )
+
+    def test_only_one_is_ok_everywhere(self) -> None:
+        text = closing(workload("a", SPEEDS), workload("b", SPEEDS, {"fast": "drifted", "slow": "crashed"}))
+        assert "For all 2 workloads together, deploy eager: no other is ok in all of them." in text
+
+    def test_none_is_ok_everywhere(self) -> None:
+        both = [
+            workload("a", SPEEDS, {"eager": "drifted"}),
+            workload("b", SPEEDS, {"fast": "drifted", "slow": "drifted"}),
+        ]
+        assert "No backend is ok in all 2 workloads, so there is none to deploy for all of them." in closing(*both)
 
     def test_nothing_faster(self) -> None:
         speeds = {"eager": 1.0, "slow": 2.0}
@@ -447,6 +462,7 @@ class TestClosing:
         broken = workload_of([failed], [], key="c", failure=Failure(stage="export", message="no"))
         text = closing(workload("a", SPEEDS), workload("b", SPEEDS), broken)
         assert text.startswith("Over the 2 workloads that can be compared, fast ran ")
+        assert "For the 2 workloads that were measured together, deploy fast: " in text
         assert "Without a result: c (export failed)." in text
 
     def test_only_one_was_measured(self) -> None:
@@ -470,14 +486,20 @@ class TestClosing:
         assert "nothing was found" not in text
         assert "99 %" not in text
         assert "for sure" not in text
+        assert "deploy" not in text
 
     def test_a_suspicious_workload_is_named(self) -> None:
         text = closing(workload("a", SPEEDS), workload("b", SPEEDS, control=1.1))
-        assert text.endswith("Do not trust b: two identical workers of the baseline differ there.")
+        assert "deploy fast: " in text
+        assert text.endswith(
+            " By estimates only, since some workloads are in doubt. Do not trust b: two identical workers of the "
+            "baseline differ there."
+        )
 
     def test_an_interruption_comes_first(self) -> None:
         text = closing(workload("a", SPEEDS), workload("b", SPEEDS), state="interrupted")
         assert text.startswith("The run was interrupted; this is what had been measured by then. Over all 2")
+        assert "deploy" not in text
 
     def test_different_baselines(self) -> None:
         other = msgspec.structs.replace(measured({"fast": 1.0, "eager": 3.0}), key="b", baseline="fast")

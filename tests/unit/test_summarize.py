@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -156,6 +157,23 @@ def measured(
     count = int(options.pop("launches", 5))
     launches = [launch(index, speeds, rng, **options) for index in range(count)]  # type: ignore[arg-type]
     return workload_of([case(id_, (statuses or {}).get(id_, "ok")) for id_ in speeds], launches)
+
+
+def with_samples(workload: Workload, change: Callable[[Sitting, Window], list[int] | None]) -> Workload:
+    """Return the workload with other samples in the windows for which `change` gives some."""
+
+    def changed(sitting: Sitting) -> Sitting:
+        windows = [
+            msgspec.structs.replace(window, samples_ns=change(sitting, window) or window.samples_ns)
+            for window in sitting.windows
+        ]
+        return msgspec.structs.replace(sitting, windows=windows)
+
+    launches = [
+        msgspec.structs.replace(one, sittings=[changed(sitting) for sitting in one.sittings])
+        for one in workload.launches
+    ]
+    return msgspec.structs.replace(workload, launches=launches)
 
 
 def info_of(weights: str, gflop: float | None = None) -> ModelInfo:
