@@ -200,10 +200,15 @@ def _status(row: Row) -> Cell:
     )
 
 
+def alone(one: Unlike) -> str:
+    """Return what is said of a case that has nothing like it on the other side."""
+    return f"only in {clean(one.side)}{', and not asked for in this run' if one.unasked else ''}"
+
+
 def _unlike(one: Unlike) -> Line:
     label = clean(f"{one.workload}, {one.case}")
     if not one.differs:
-        return Line(label=label, text=f"only in {clean(one.side)}")
+        return Line(label=label, text=alone(one))
     differs = listed([f"{name}: {_value(a)} > {_value(b)}" for name, (a, b) in one.differs.items()])
     other = "" if one.nearest == one.case else f"; nearest is {clean(one.nearest)}"
     return Line(label=label, text=f"{differs}{other}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from harness.history.gate import Check, Judged
+from reports.changes import alone
 from reports.formatting import clean, listed
 from reports.gate import TITLES, closing, statement, status_statement
 
@@ -46,7 +47,7 @@ def _suite(root: ElementTree.Element, workload: str, check: Check) -> None:
     for unlike in check.unlike:
         if unlike.workload == workload:
             differs = [f"{name}: {a or 'none'} > {b or 'none'}" for name, (a, b) in unlike.differs.items()]
-            text = f"not compared: {listed(differs)}" if differs else f"not compared: only in {unlike.side}"
+            text = f"not compared: {listed(differs) if differs else alone(unlike)}"
             _case(suite, f"{workload}.{unlike.case}", "compared", "skipped", text)
     _count(suite)
 
