@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.history.points import Listing, Metric, Point
+from harness.history.points import Listing, Metric, Point, titles
 from reports.blocks import Block, Legend, Timeline
 from reports.formatting import MISSING, clean, counted, significant, time_unit
 from reports.page import Page
@@ -34,12 +34,11 @@ def draw_listing(found: Listing) -> Page:
 def draw_timeline(points: Sequence[Point], metric: Metric) -> Timeline | None:
     """Return a figure over runs; None where there are too many series, or no two runs of one."""
     series: dict[str, dict[str, float]] = {}
-    names: dict[str, str] = {}
+    names = titles(points)
     for point in points:
         value = point.value(metric)
         if value is not None:
             series.setdefault(point.series, {})[point.run] = value
-            names[point.series] = clean(f"{point.workload}, {point.case}")
     runs = {point.run: point.created for point in points if any(point.run in one for one in series.values())}
     if not 1 <= len(series) <= min(SERIES_DRAWN, len(MARKS)) or all(len(one) < 2 for one in series.values()):
         return None
@@ -48,7 +47,7 @@ def draw_timeline(points: Sequence[Point], metric: Metric) -> Timeline | None:
         unit=f"{metric} {unit}".strip(),
         runs=tuple(created[5:10] for created in runs.values()),
         series=tuple(
-            (names[name], tuple(one[run] / scale if run in one else None for run in runs))
+            (clean(names[name]), tuple(one[run] / scale if run in one else None for run in runs))
             for name, one in series.items()
         ),
     )
@@ -67,6 +66,11 @@ def _columns(points: Sequence[Point]) -> list[Drawn]:
         drawn("workload", "workload", lambda one: _text(one.workload), left=True),
         drawn("case", "case", lambda one: _text(one.case), left=True),
         drawn("device", "device", lambda one: _text(one.key.device), left=True),
+        *(
+            drawn(name, name, lambda one, name=name: _text(getattr(one.key, name)), left=True)
+            for name in ("machine", "threads")
+            if len({getattr(point.key, name) for point in points}) > 1
+        ),
         drawn("version", "version", lambda one: _text(one.circumstances.version or ""), left=True),
         drawn("p50", "p50", lambda one: _number(one.latency_ns, latency.seconds * 1e9, 4), latency.name),
         drawn("compile", "compile", lambda one: _number(one.value("compile"), 1.0), "s"),
