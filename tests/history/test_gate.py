@@ -340,6 +340,7 @@ def test_nothing_compared_is_never_green(held: Harness) -> None:
         done = held("check", "--against", against, "--format", "terminal,junit=check.xml")
         assert done.returncode == 2
         assert "NOT COMPARABLE  Nothing could be compared" in done.stdout
+        assert "; resnet50, eager: threads: 2 > 4.\n" in done.stdout
         assert "resnet50, onnxruntime  threads: 2 > 4" in done.stdout
         assert ElementTree.parse("check.xml").getroot().findall(".//error")
 
