@@ -14,6 +14,8 @@ from reports.table import OF_STATUS, Cell, Column, Drawn, assembled
 SERIES_DRAWN = 7
 """More lines than that cannot be told apart."""
 MB = 1e6
+ALWAYS, WHERE_THEY_DIFFER = ("run", "status"), ("machine", "threads")
+"""Columns. All others are there where something is in them."""
 
 
 def draw_listing(found: Listing) -> Page:
@@ -66,11 +68,8 @@ def _columns(points: Sequence[Point]) -> list[Drawn]:
         drawn("workload", "workload", lambda one: _text(one.workload), left=True),
         drawn("case", "case", lambda one: _text(one.case), left=True),
         drawn("device", "device", lambda one: _text(one.key.device), left=True),
-        *(
-            drawn(name, name, lambda one, name=name: _text(getattr(one.key, name)), left=True)
-            for name in ("machine", "threads")
-            if len({getattr(point.key, name) for point in points}) > 1
-        ),
+        drawn("machine", "machine", lambda one: _text(one.key.machine), left=True),
+        drawn("threads", "threads", lambda one: _text(one.key.threads), left=True),
         drawn("version", "version", lambda one: _text(one.circumstances.version or ""), left=True),
         drawn("p50", "p50", lambda one: _number(one.latency_ns, latency.seconds * 1e9, 4), latency.name),
         drawn("compile", "compile", lambda one: _number(one.value("compile"), 1.0), "s"),
@@ -80,11 +79,12 @@ def _columns(points: Sequence[Point]) -> list[Drawn]:
         drawn("drift", "drift", lambda one: Cell() if one.drift is None else Cell(text=f"{one.drift:.1e}"), "rel. L2"),
         drawn("status", "status", _status, left=True),
     ]
-    return [
-        column
-        for column in columns
-        if column[0].key in ("run", "status") or any(cell.text != MISSING for cell in column[1])
-    ]
+    return [column for column in columns if _tells(*column)]
+
+
+def _tells(column: Column, cells: Sequence[Cell]) -> bool:
+    texts = {cell.text for cell in cells}
+    return column.key in ALWAYS or (len(texts) > 1 if column.key in WHERE_THEY_DIFFER else texts != {MISSING})
 
 
 def _text(text: str) -> Cell:
