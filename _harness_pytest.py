@@ -123,7 +123,8 @@ class Comparing:
             args: Further options of `harness compare`.
         """
         if unknown := sorted(set(growths) - set(CHECKED)):
-            raise pytest.UsageError(f"harness knows no budget {', '.join(unknown)}; it knows {', '.join(CHECKED)}")
+            known = ", ".join(("max_latency_ms", "max_drift", *CHECKED))
+            pytest.fail(f"harness knows no budget {', '.join(unknown)}; it knows {known}", pytrace=False)
         fast = not growths if quick is None else quick
         words = ["compare", "--model", self._spelled(model, inputs), "--backends", ",".join(backends), "--quiet"]
         words += ["--baseline", baseline] if baseline else []
@@ -179,10 +180,11 @@ class Comparing:
         """Return a model as `--model` takes it; a module becomes a file of the test."""
         if isinstance(model, (str, Path)):
             if inputs is not None:
-                raise pytest.UsageError("harness: inputs belong to a torch module, not to the name of a model")
+                pytest.fail("harness: inputs belong to a torch module, not to the name of a model", pytrace=False)
             return str(model)
         if inputs is None:
-            raise pytest.UsageError("harness: a torch module needs inputs=(...): the tensors that it is exported with")
+            message = "harness: a torch module needs inputs=(...): the tensors that it is exported with"
+            pytest.fail(message, pytrace=False)
         import torch
 
         path = self._folder / f"{type(model).__name__}.pt2"

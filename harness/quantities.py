@@ -70,7 +70,7 @@ class Share(Quantity):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)
         if number > 1:
-            self.fail(f"'{value}' is more than all.", param, ctx)
+            self.fail(f"'{value}' is more than all, which is 100% or 1.", param, ctx)
         return number
 
 

@@ -111,7 +111,9 @@ def sections(rows: Sequence[Row], unlike: Sequence[Unlike]) -> Iterator[Section]
     if changed := list(circumstances(rows)):
         yield Section(title="what changed", lines=tuple(changed))
     if unlike:
-        yield Section(title="not compared", lines=tuple(map(_unlike, unlike)))
+        yield Section(
+            title="not compared", lines=tuple(Line(label=of, text=why) for of, why in map(without_counterpart, unlike))
+        )
 
 
 def circumstances(rows: Sequence[Row]) -> Iterator[Line]:
@@ -200,13 +202,13 @@ def _status(row: Row) -> Cell:
     )
 
 
-def _unlike(one: Unlike) -> Line:
+def without_counterpart(one: Unlike) -> tuple[str, str]:
+    """Return a case that has no counterpart, and why not."""
     label = clean(f"{one.workload}, {one.case}")
     if not one.differs:
-        return Line(label=label, text=f"only in {clean(one.side)}")
+        return label, f"only in {clean(one.side)}{', and not asked for in this run' if one.unasked else ''}"
     differs = listed([f"{name}: {_value(a)} > {_value(b)}" for name, (a, b) in one.differs.items()])
-    other = "" if one.nearest == one.case else f"; nearest is {clean(one.nearest)}"
-    return Line(label=label, text=f"{differs}{other}")
+    return label, f"{differs}{'' if one.nearest == one.case else f'; nearest is {clean(one.nearest)}'}"
 
 
 def _value(text: str) -> str:

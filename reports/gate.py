@@ -9,7 +9,7 @@ from harness.history.gate import LEAST_COMPILE_S, Check, Figure, Judged, Outcome
 from harness.history.limits import Limits
 from harness.history.points import Metric
 from reports.blocks import Banners, Block, Legend, Line, Section
-from reports.changes import change_table, legend, sections
+from reports.changes import change_table, legend, sections, without_counterpart
 from reports.formatting import clean, counted, duration, listed, percent, scientific, shorten, significant, size
 from reports.formatting import ratio as interval
 from reports.page import Page
@@ -75,7 +75,10 @@ def regressions(check: Check) -> Iterator[Statement]:
 def closing(check: Check) -> str:
     """Return what a person would say."""
     if check.outcome == "nothing compared":
-        return f"Nothing could be compared: no case of {_held(check)} is on both sides."
+        why = next(
+            (f"; {of}: {text}" for one in check.unlike if one.differs for of, text in [without_counterpart(one)]), ""
+        )
+        return f"Nothing could be compared: {_held(check)}{why}."
     compared = counted(len(check.judged), "case", "cases")
     bad = [*regressions(check)]
     if not bad:
@@ -250,6 +253,11 @@ def _uncompared(check: Check) -> Iterator[str]:
         yield (
             f"compile time of {counted(len(reused), 'case', 'cases')} is not compared: an engine was taken from an "
             "earlier run; harness compare --cold compiles anew"
+        )
+    if any("undecided" in one.outcomes for one in check.judged):
+        yield (
+            "more measurements decide what is undecided: harness check --remeasure 3, or harness compare with a larger "
+            "--budget, or with more --launches"
         )
     single = [one.row for one in check.judged if (change := one.row.of("latency")) and change.basis == "none"]
     if single:

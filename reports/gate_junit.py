@@ -14,7 +14,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from harness.history.gate import Check, Judged
-from reports.formatting import clean, listed
+from reports.changes import without_counterpart
+from reports.formatting import clean
 from reports.gate import TITLES, closing, statement, status_statement
 
 DOUBTFUL = ("undecided", "excused")
@@ -45,8 +46,7 @@ def _suite(root: ElementTree.Element, workload: str, check: Check) -> None:
             _case(suite, f"{workload}.{missing.case}", "status", "failure", f"missing: it was in {missing.run}")
     for unlike in check.unlike:
         if unlike.workload == workload:
-            differs = [f"{name}: {a or 'none'} > {b or 'none'}" for name, (a, b) in unlike.differs.items()]
-            text = f"not compared: {listed(differs)}" if differs else f"not compared: only in {unlike.side}"
+            text = f"not compared: {without_counterpart(unlike)[1]}"
             _case(suite, f"{workload}.{unlike.case}", "compared", "skipped", text)
     _count(suite)
 

@@ -44,7 +44,7 @@ def draw_trends(found: Trends) -> Page:
         blocks += [plot for metric in METRICS if (plot := _timeline(metric, steps)) is not None]
         blocks.append(Section(title="what changed", lines=tuple(_changes(steps))))
     blocks += [Section(title=title, lines=lines) for title, lines in _rest(found) if lines]
-    cases = {(trend.workload, trend.case) for trend in found.trends}
+    cases = {trend.series for trend in found.trends}
     since = f" since {found.since[:10]}" if found.since else ""
     title = (
         f"trends: {counted(len(steps), 'step', 'steps')}{since} in {counted(len(found.trends), 'figure', 'figures')} "
@@ -122,7 +122,7 @@ def _changes(steps: _Found) -> Iterator[Line]:
 def _rest(found: Trends) -> Iterator[tuple[str, tuple[Line, ...]]]:
     short: dict[str, list[str]] = {}
     for one in found.short:
-        short.setdefault(clean(f"{one.workload}, {one.case}"), []).append(f"{one.metric} {one.runs}")
+        short.setdefault(clean(one.title), []).append(f"{one.metric} {one.runs}")
     lines = [Line(label=name, text=", ".join(figures)) for name, figures in list(short.items())[:CASES_LISTED]]
     if len(short) > CASES_LISTED:
         lines.append(Line(text=f"and {len(short) - CASES_LISTED} more cases"))
@@ -147,7 +147,7 @@ def _said(found: Trends, steps: _Found) -> Iterator[str]:
 
 
 def _name(trend: Trend) -> str:
-    return clean(f"{trend.workload}, {trend.case}")
+    return clean(trend.title)
 
 
 def _text(text: str) -> Cell:

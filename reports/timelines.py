@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.history.points import Listing, Metric, Point
+from harness.history.points import Listing, Metric, Point, titles
 from reports.blocks import Block, Legend, Timeline
 from reports.formatting import MISSING, clean, counted, significant, time_unit
 from reports.page import Page
@@ -14,6 +14,8 @@ from reports.table import OF_STATUS, Cell, Column, Drawn, assembled
 SERIES_DRAWN = 7
 """More lines than that cannot be told apart."""
 MB = 1e6
+ALWAYS, WHERE_THEY_DIFFER = ("run", "status"), ("machine", "threads")
+"""Columns. All others are there where something is in them."""
 
 
 def draw_listing(found: Listing) -> Page:
@@ -34,12 +36,11 @@ def draw_listing(found: Listing) -> Page:
 def draw_timeline(points: Sequence[Point], metric: Metric) -> Timeline | None:
     """Return a figure over runs; None where there are too many series, or no two runs of one."""
     series: dict[str, dict[str, float]] = {}
-    names: dict[str, str] = {}
+    names = titles(points)
     for point in points:
         value = point.value(metric)
         if value is not None:
             series.setdefault(point.series, {})[point.run] = value
-            names[point.series] = clean(f"{point.workload}, {point.case}")
     runs = {point.run: point.created for point in points if any(point.run in one for one in series.values())}
     if not 1 <= len(series) <= min(SERIES_DRAWN, len(MARKS)) or all(len(one) < 2 for one in series.values()):
         return None
@@ -48,7 +49,7 @@ def draw_timeline(points: Sequence[Point], metric: Metric) -> Timeline | None:
         unit=f"{metric} {unit}".strip(),
         runs=tuple(created[5:10] for created in runs.values()),
         series=tuple(
-            (names[name], tuple(one[run] / scale if run in one else None for run in runs))
+            (clean(names[name]), tuple(one[run] / scale if run in one else None for run in runs))
             for name, one in series.items()
         ),
     )
@@ -67,6 +68,8 @@ def _columns(points: Sequence[Point]) -> list[Drawn]:
         drawn("workload", "workload", lambda one: _text(one.workload), left=True),
         drawn("case", "case", lambda one: _text(one.case), left=True),
         drawn("device", "device", lambda one: _text(one.key.device), left=True),
+        drawn("machine", "machine", lambda one: _text(one.key.machine), left=True),
+        drawn("threads", "threads", lambda one: _text(one.key.threads), left=True),
         drawn("version", "version", lambda one: _text(one.circumstances.version or ""), left=True),
         drawn("p50", "p50", lambda one: _number(one.latency_ns, latency.seconds * 1e9, 4), latency.name),
         drawn("compile", "compile", lambda one: _number(one.value("compile"), 1.0), "s"),
@@ -76,11 +79,12 @@ def _columns(points: Sequence[Point]) -> list[Drawn]:
         drawn("drift", "drift", lambda one: Cell() if one.drift is None else Cell(text=f"{one.drift:.1e}"), "rel. L2"),
         drawn("status", "status", _status, left=True),
     ]
-    return [
-        column
-        for column in columns
-        if column[0].key in ("run", "status") or any(cell.text != MISSING for cell in column[1])
-    ]
+    return [column for column in columns if _tells(*column)]
+
+
+def _tells(column: Column, cells: Sequence[Cell]) -> bool:
+    texts = {cell.text for cell in cells}
+    return column.key in ALWAYS or (len(texts) > 1 if column.key in WHERE_THEY_DIFFER else texts != {MISSING})
 
 
 def _text(text: str) -> Cell:

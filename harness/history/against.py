@@ -9,6 +9,7 @@ import msgspec
 
 from harness.errors import UsageError
 from harness.history import queries
+from harness.history.asked import Asked
 from harness.history.diff import RUNS_AT_MOST, Side
 from harness.history.gate import by_series
 from harness.history.location import locate
@@ -33,6 +34,8 @@ class Match(Record, frozen=True, kw_only=True):
     """Whether all of `before` was meant, not just the cases of this run."""
     again: list[Point] = msgspec.field(default_factory=list)
     """Cases of `after` that an earlier check measured again."""
+    asked: Asked | None = None
+    """What `after` was asked for; None where its file cannot be read."""
 
 
 def match(run: str, against: str, store: str | None) -> Match:
@@ -47,14 +50,16 @@ def match(run: str, against: str, store: str | None) -> Match:
     if len(after.runs) != 1:
         raise UsageError(f"'{run}' stands for {len(after.runs)} runs, and one run is checked", hint="harness history")
     after = msgspec.structs.replace(after, name=after.runs[0])
+    asked = sides.asked(run, after.runs[0])
     earlier, again = _from_history(sides, store, after)
     last = _LAST.fullmatch(against)
     if against != BASELINE and last is None:
-        return Match(before=_named(sides, against, after), after=after, earlier=earlier, whole=True, again=again)
+        before = _named(sides, against, after)
+        return Match(before=before, after=after, earlier=earlier, whole=True, again=again, asked=asked)
     if last is not None and not 1 <= int(last[1]) <= EARLIER:
         raise UsageError(f"--against {against}: a number from 1 to {EARLIER} is wanted", hint="--against last:10")
-    before = _newest(sides, after, earlier, int(last[1])) if last else _baseline(sides, after)
-    return Match(before=before, after=after, earlier=earlier, whole=False, again=again)
+    before = _newest(sides, after, earlier, int(last[1])) if last else _baseline(sides, after, asked)
+    return Match(before=before, after=after, earlier=earlier, whole=False, again=again, asked=asked)
 
 
 def _from_history(sides: Sides, store: str | None, after: Side) -> tuple[dict[str, list[Point]], list[Point]]:
@@ -79,8 +84,9 @@ def _named(sides: Sides, against: str, after: Side) -> Side:
     return msgspec.structs.replace(before, points=newest)
 
 
-def _baseline(sides: Sides, after: Side) -> Side:
-    models = {point.key.model for point in after.points}
+def _baseline(sides: Sides, after: Side, asked: Asked | None) -> Side:
+    # Also of a model that an interrupted run did not get to.
+    models = {point.key.model for point in after.points} | {place.model for place in (asked.places if asked else ())}
     with sides.history.database.read() as connection:
         points = queries.baselines_of_models(connection, models)
     points = [point for point in points if point.run != after.runs[0]] or points

@@ -37,7 +37,7 @@ def run_check(given: dict[str, Any], explicit: set[str]) -> int:
         drift=given["max_drift"],
     )
     found = match(_run_name(given), given["against"], given["store"])
-    checked = judge(found.before, found.after, found.earlier, limits, whole=found.whole)
+    checked = judge(found.before, found.after, found.earlier, limits, asked=found.asked, whole=found.whole)
     times = 0 if given["no_remeasure"] else given["remeasure"]
     again = Again()
     if checked.suspects and times:

@@ -73,9 +73,12 @@ def sync(store: str | None) -> int:
 @click.argument("action", type=click.Choice(["show", "set", "clear"]), default="show")
 @click.argument("run", required=False)
 @click.option("--model", help="Clear that of one model only.")
+@click.option("--backend", help="Clear that of one backend only: with its options, or of one case: tvm:trials=64")
 @store_option
 @options.print_json
-def baseline(action: str, run: str | None, model: str | None, store: str | None, as_json: bool) -> int:
+def baseline(
+    action: str, run: str | None, model: str | None, backend: str | None, store: str | None, as_json: bool
+) -> int:
     """Say what later runs are held against: each case has one baseline, the same case of an earlier RUN.
 
     \b
@@ -83,6 +86,7 @@ def baseline(action: str, run: str | None, model: str | None, store: str | None,
       harness baseline set last
       harness baseline show
       harness baseline clear --model resnet50
+      harness baseline clear --model resnet50 --backend onnxruntime@1.24.4
     """
     from harness.errors import UsageError
     from harness.history import managing
@@ -92,14 +96,15 @@ def baseline(action: str, run: str | None, model: str | None, store: str | None,
             "harness baseline set wants a run" if run is None else f"harness baseline {action} takes no run",
             hint="harness baseline set last",
         )
-    if model is not None and action != "clear":
-        raise UsageError(f"--model belongs to harness baseline clear, not to {action}")
+    for option, value in (("--model", model), ("--backend", backend)):
+        if value is not None and action != "clear":
+            raise UsageError(f"{option} belongs to harness baseline clear, not to {action}")
     if action == "show":
         managing.show_baseline(store, as_json=as_json)
     elif run is not None:
         managing.set_baseline(run, store)
     else:
-        managing.clear_baseline(store, model)
+        managing.clear_baseline(store, model, backend)
     return 0
 
 

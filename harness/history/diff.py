@@ -66,6 +66,8 @@ class Unlike(Record, frozen=True, kw_only=True):
     """The case on the other side that is most like it."""
     differs: dict[str, tuple[str, str]] = msgspec.field(default_factory=dict)
     """In what: before, after. Empty where the other side has nothing of the kind."""
+    unasked: bool = False
+    """Whether the other side is a run that was not asked for it."""
 
 
 class Difference(Record, frozen=True, kw_only=True):

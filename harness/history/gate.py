@@ -28,9 +28,10 @@ from typing import Literal
 
 import msgspec
 
+from harness.history.asked import Asked
 from harness.history.changes import Change, latency_change
 from harness.history.diff import Row, Side, Unlike
-from harness.history.keys import Key, differing
+from harness.history.keys import Key, differing, place_of
 from harness.history.limits import Limits
 from harness.history.points import METRICS, Metric, Point
 from harness.history.spread import figure_change, values
@@ -86,7 +87,7 @@ class Judged(Record, frozen=True, kw_only=True):
 
 
 class Missing(Record, frozen=True, kw_only=True):
-    """A case that was there then, of a workload that is there now, and is gone."""
+    """A case that was there then, was asked for again, and is gone."""
 
     workload: str
     case: str
@@ -122,12 +123,19 @@ class Again(Record, frozen=True, kw_only=True):
 
 
 def judge(
-    before: Side, after: Side, earlier: Mapping[str, Sequence[Point]], limits: Limits, *, whole: bool = True
+    before: Side,
+    after: Side,
+    earlier: Mapping[str, Sequence[Point]],
+    limits: Limits,
+    *,
+    asked: Asked | None = None,
+    whole: bool = True,
 ) -> Check:
     """Hold a run against something.
 
     Args:
         earlier: Series -> the same case in earlier runs, oldest first.
+        asked: What the run was asked for. None: not known, and so all that was there then.
         whole: Whether all of `before` was meant: then what has no counterpart is said, also of other workloads.
     """
     old, new = by_series(before.points), by_series(after.points)
@@ -142,7 +150,7 @@ def judge(
             judged.append(_judged(then, now, earlier.get(series, ()), limits))
     lonely_then = [points[-1] for series, points in old.items() if series not in new]
     lonely_now = [points[-1] for series, points in new.items() if series not in old]
-    missing, more = _without_counterpart(before, after, lonely_then, lonely_now, whole=whole)
+    missing, more = _without_counterpart(before, after, lonely_then, lonely_now, asked, whole=whole)
     return _concluded(
         Check(
             outcome="passed",
@@ -315,8 +323,17 @@ def _busy(points: Sequence[Point]) -> bool:
 
 
 def _without_counterpart(
-    before: Side, after: Side, then: list[Point], now: list[Point], *, whole: bool
+    before: Side, after: Side, then: list[Point], now: list[Point], asked: Asked | None, *, whole: bool
 ) -> tuple[list[Missing], list[Unlike]]:
+    """Return what is missing, and what else is on one side only.
+
+    | a case of `before`                                | becomes                              |
+    |---------------------------------------------------|--------------------------------------|
+    | something like it has no counterpart either       | told with that                       |
+    | of a workload of the run, which lacks it; asked   | missing, where it was sound          |
+    | the same, not asked                               | told, so that it does not go unseen  |
+    | all else, such as that of another number of threads | told where all of `before` was meant |
+    """
     unlike: list[Unlike] = []
     paired: set[str] = set()
     for point in now:
@@ -326,16 +343,20 @@ def _without_counterpart(
             continue
         paired.add(nearest.series)
         unlike.append(_unlike(after.name, point, nearest, _between(nearest.key, point.key)))
-    here = {_workload(point) for point in after.points}
+    there = {(place_of(point.key), point.case) for point in after.points}
+    here = {place for place, _ in there} | (asked.places if asked else frozenset())
     missing = []
     for point in then:
         if point.series in paired:
             continue
-        nearest = _nearest(point, now)
-        if nearest is None and _workload(point) in here:
-            if point.status in SOUND:
+        place = place_of(point.key)
+        if place in here and (place, point.case) not in there:
+            if asked is not None and not asked.covers(point):
+                unlike.append(Unlike(side=before.name, workload=point.workload, case=point.case, unasked=True))
+            elif point.status in SOUND:
                 missing.append(Missing(workload=point.workload, case=point.case, run=point.run))
         elif whole:
+            nearest = _nearest(point, after.points)
             differs = _between(point.key, nearest.key) if nearest else {}
             unlike.append(_unlike(before.name, point, nearest or point, differs))
     return missing, unlike
@@ -354,11 +375,6 @@ def _between(one: Key, other: Key) -> dict[str, tuple[str, str]]:
 
 def _unlike(side: str, point: Point, nearest: Point, differs: dict[str, tuple[str, str]]) -> Unlike:
     return Unlike(side=side, workload=point.workload, case=point.case, nearest=nearest.case, differs=differs)
-
-
-def _workload(point: Point) -> tuple[str, ...]:
-    key = point.key
-    return key.model, key.dims, key.device, key.target, key.machine, key.precision
 
 
 def _concluded(check: Check) -> Check:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -50,6 +51,16 @@ class Key(Record, frozen=True, kw_only=True):
         # Empty fields are left out, so that a field which a later harness adds leaves the old names as they are.
         filled = {name: value for name, value in msgspec.structs.asdict(self).items() if value}
         return hashlib.sha256(msgspec.json.encode(filled)).hexdigest()[:20]
+
+
+class Place(NamedTuple):
+    """A workload on one kind of machine, in the words of a `Key`."""
+
+    model: str
+    dims: str
+    device: str
+    target: str
+    machine: str
 
 
 class Subject(Record, frozen=True, kw_only=True):
@@ -118,6 +129,22 @@ def key_of(case: Case, workload: Workload, environment: Environment) -> Key:
         machine=machine_of(environment, case.device),
         target=case.target or "",
         copy=copy if numbered and copy.isdecimal() else "",
+    )
+
+
+def place_of(key: Key) -> Place:
+    """Return which workload a case is of."""
+    return Place(key.model, key.dims, key.device, key.target, key.machine)
+
+
+def place_of_workload(workload: Workload, environment: Environment) -> Place:
+    """Return the place of a workload, whether it has cases or not."""
+    return Place(
+        workload.model.label,
+        _listed(workload.asked),
+        workload.device.partition(":")[0],
+        workload.target or "",
+        machine_of(environment, workload.device),
     )
 
 

@@ -146,15 +146,22 @@ def set_baseline(name: str, store: str | None) -> None:
             click.echo(f"  not {point.workload}, {point.case}: {point.status}")
 
 
-def clear_baseline(store: str | None, model: str | None) -> None:
-    """Carry out `harness baseline clear`."""
+def clear_baseline(store: str | None, model: str | None, backend: str | None) -> None:
+    """Carry out `harness baseline clear`: of a model, of a backend or one of its cases, or all."""
     history = opened(store)
     with history.database.read() as connection:
         found = queries.baselines(connection)
-    chosen = [series for series, point in found.items() if model in (None, point.key.model)]
-    if model is not None and not chosen:
-        known = ", ".join(sorted({point.key.model for point in found.values()})) or "none"
-        raise UsageError(f"no baseline of model '{model}'", hint=f"models with one: {known}")
+    chosen = [
+        series
+        for series, point in found.items()
+        if model in (None, point.key.model) and backend in (None, point.key.backend, point.case)
+    ]
+    if not chosen and (model, backend) != (None, None):
+        known = sorted({f"{point.key.model}, {point.case}" for point in found.values()})
+        wanted = " and ".join(
+            f"{what} '{name}'" for what, name in (("model", model), ("backend", backend)) if name is not None
+        )
+        raise UsageError(f"no baseline of {wanted}", hint=f"there is one of: {'; '.join(known) or 'nothing'}")
     click.echo(f"cleared the baseline of {history.clear_baselines(chosen)} series")
 
 

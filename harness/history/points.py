@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Literal, get_args
 
@@ -98,6 +99,21 @@ class Listing(Record, frozen=True, kw_only=True):
     """How many fit."""
     metric: Metric
     """What is drawn over time."""
+
+
+def titles(points: Iterable[Point]) -> dict[str, str]:
+    """Return what each series is called: its newest workload and case, and what tells it from others of that name."""
+    newest = {point.series: point for point in points}
+    alike: dict[str, list[Point]] = {}
+    for point in newest.values():
+        alike.setdefault(f"{point.workload}, {point.case}", []).append(point)
+    found = {}
+    for name, kin in alike.items():
+        fields = [field for field in Key.__struct_fields__ if len({getattr(one.key, field) for one in kin}) > 1]
+        for one in kin:
+            apart = ", ".join(f"{field} {getattr(one.key, field) or 'none'}" for field in fields)
+            found[one.series] = f"{name} ({apart})" if apart else name
+    return found
 
 
 def sortable(created: str) -> str:

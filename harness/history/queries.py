@@ -143,24 +143,6 @@ def points_of_run(connection: sa.Connection, run: str) -> list[Point]:
     return _with_labels(connection, [_point(detail) for detail in connection.execute(wanted).scalars()])
 
 
-def points_of_series(
-    connection: sa.Connection, series: str, *, most: int | None = None, before: str | None = None, without: str = ""
-) -> list[Point]:
-    """Return the newest cases of a series, oldest first.
-
-    Args:
-        most: How many with a latency; those that failed do not count, and are left out. None: all of them.
-        before: Only those of runs that began earlier; ISO 8601, UTC.
-        without: A run to leave out.
-    """
-    wanted = sa.select(schema.cases.c.detail).where(schema.cases.c.series == series, schema.cases.c.run != without)
-    if before is not None:
-        wanted = wanted.where(schema.cases.c.created < before)
-    if most is not None:
-        wanted = wanted.where(schema.cases.c.latency_ns.is_not(None))
-    return _points(connection, _newest(wanted, most))
-
-
 def series(connection: sa.Connection, filter_: Filter) -> list[str]:
     """Return the series of the cases that fit, those of one model together."""
     fitting = _filtered(filter_).with_only_columns(schema.cases.c.series).distinct().subquery()

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from harness import registry
 from harness.errors import StoreError, UsageError
 from harness.history import queries
+from harness.history.asked import Asked, asked_of
 from harness.history.diff import RUNS_AT_MOST, Side
 from harness.history.location import Location, locate
 from harness.history.points import Point
@@ -68,6 +69,14 @@ class Sides:
         with self.history.database.read() as connection:
             stored = self._stored(connection, name)
         return Side(name=name, points=stored) if as_stored else self._recomputed(name, stored)
+
+    def asked(self, name: str, run: str) -> Asked | None:
+        """Return what a run was asked for, that `name` stands for; None where its record can no longer be read."""
+        folder = _run_folder(name)
+        try:
+            return asked_of(load_run(folder) if folder is not None else self.history.outline(run))
+        except StoreError:  # of another version of harness: its figures are there all the same
+            return None
 
     def _stored(self, connection: sa.Connection, name: str) -> list[Point]:
         backend, at, version = name.partition(AT)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Literal
 
@@ -79,29 +80,29 @@ class History:
         Raises:
             StoreError: It is not there, or its file is of another version of harness.
         """
-        where = f"run {run} in {self.database.location.shown}"
         with self.database.read() as connection:
-            document = connection.execute(sa.select(schema.documents.c.data).where(schema.documents.c.run == run))
-            content = document.scalar()
+            found = self._document(connection, run)
             rows = connection.execute(
                 sa.select(schema.samples.c.workload, schema.samples.c.data).where(schema.samples.c.run == run)
             ).all()
             labels = self._labels(connection, run)
-        if content is None:
-            raise StoreError(f"there is no {where}")
-        try:
-            found = decode_run(zlib.decompress(content), where)
+        with self._telling_of_damage(run):
             launches = {row.workload: _launches(row.data) for row in rows if row.data}
-        except (msgspec.DecodeError, zlib.error) as exc:
-            raise StoreError(
-                f"{where} is damaged: {exc}", hint="harness import RUN brings it back from its file"
-            ) from exc
         workloads = [
             msgspec.structs.replace(workload, launches=launches.get(number, []))
             for number, workload in enumerate(found.workloads)
         ]
         notes = [*found.notes, *([PRUNED] if any(not row.data for row in rows) else [])]
         return msgspec.structs.replace(found, workloads=workloads, notes=notes, labels=labels)
+
+    def outline(self, run: str) -> Run:
+        """Return a run without its launches: what was asked for and what became of it, however much was measured.
+
+        Raises:
+            StoreError: As `load()`.
+        """
+        with self.database.read() as connection:
+            return self._document(connection, run)
 
     def remove(self, run: str) -> None:
         """Forget a run, and that it is a baseline of anything."""
@@ -160,6 +161,25 @@ class History:
         if connection.dialect.name == "postgresql":
             number = int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big", signed=True)
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+    def _document(self, connection: sa.Connection, run: str) -> Run:
+        content = connection.execute(sa.select(schema.documents.c.data).where(schema.documents.c.run == run)).scalar()
+        if content is None:
+            raise StoreError(f"there is no {self._called(run)}")
+        with self._telling_of_damage(run):
+            return decode_run(zlib.decompress(content), self._called(run))
+
+    def _called(self, run: str) -> str:
+        return f"run {run} in {self.database.location.shown}"
+
+    @contextmanager
+    def _telling_of_damage(self, run: str) -> Iterator[None]:
+        try:
+            yield
+        except (msgspec.DecodeError, zlib.error) as exc:
+            raise StoreError(
+                f"{self._called(run)} is damaged: {exc}", hint="harness import RUN brings it back from its file"
+            ) from exc
 
     @staticmethod
     def _put_points(connection: sa.Connection, points: list[Point]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from harness.history.changes import Change, latency_change
 from harness.history.diff import RUNS_AT_MOST
 from harness.history.keys import differing
-from harness.history.points import Metric, Point
+from harness.history.points import Metric, Point, titles
 from harness.history.steps import LEAST_RUNS, Shift, find_steps, noise
 from harness.records import Record
 from harness.summary import Estimate
@@ -64,6 +64,8 @@ class Trend(Record, frozen=True, kw_only=True):
     workload: str
     case: str
     series: str
+    title: str
+    """Workload and case, and what tells the series from others of that name."""
     metric: Metric
     runs: list[str]
     created: list[str]
@@ -85,6 +87,8 @@ class Short(Record, frozen=True, kw_only=True):
 
     workload: str
     case: str
+    title: str
+    """As of a `Trend`."""
     metric: Metric
     runs: int
 
@@ -112,21 +116,26 @@ def find_trends(
         since: Leave out steps before; ISO 8601, UTC. The runs before it are looked at all the same.
     """
     trends, short, others = [], [], []
+    cases = list(cases)
+    names = titles(points[-1] for points in cases)
     for points in cases:
+        name = names[points[-1].series]
         same = [point for point in points if not differing(point.subject, points[-1].subject)]
         if len(same) < len(points):
-            others.append(f"{points[-1].workload}, {points[-1].case}")
+            others.append(name)
         for metric in metrics:
             known = [(point, value) for point in same if (value := point.value(metric)) is not None]
             if len(known) >= LEAST_RUNS:
-                trends.append(_trend(metric, known, least, since))
+                trends.append(_trend(name, metric, known, least, since))
             elif known:
                 newest = points[-1]
-                short.append(Short(workload=newest.workload, case=newest.case, metric=metric, runs=len(known)))
+                short.append(
+                    Short(workload=newest.workload, case=newest.case, title=name, metric=metric, runs=len(known))
+                )
     return Trends(trends=trends, short=short, other_models=others, since=since)
 
 
-def _trend(metric: Metric, known: Sequence[tuple[Point, float]], least: float, since: str | None) -> Trend:
+def _trend(name: str, metric: Metric, known: Sequence[tuple[Point, float]], least: float, since: str | None) -> Trend:
     points, values = [point for point, _ in known], [value for _, value in known]
     logs = [math.log(max(value, EXACT if metric == "drift" else 1e-12)) for value in values]
     shifts = find_steps(logs, least=max(least, OF_DRIFT) if metric == "drift" else least)
@@ -136,6 +145,7 @@ def _trend(metric: Metric, known: Sequence[tuple[Point, float]], least: float, s
         workload=newest.workload,
         case=newest.case,
         series=newest.series,
+        title=name,
         metric=metric,
         runs=[point.run for point in points],
         created=[point.created for point in points],

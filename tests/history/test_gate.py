@@ -30,12 +30,16 @@ from tests.history.conftest import Harness, put_run
 ORT = "onnxruntime"
 
 
-def put(day: int, **fields: Any) -> str:
-    """Store a run of one day; return its id."""
+def put(day: int, *, asked: list[str] | None = None, **fields: Any) -> str:
+    """Store a run of one day, asked for the cases that it has or for others; return its id."""
     name = f"2026-03-{day:02}T00-00-00-resnet50"
     history = History(Location(path=Path(os.environ["HARNESS_STORE"])), create=True)
     ordinary: dict[str, Any] = {"created": f"2026-03-{day:02}T00:00:00Z", "seed": day}
-    history.add(a_run(name, **(ordinary | fields)))
+    run = a_run(name, **(ordinary | fields))
+    if asked is not None:
+        cases = [name for name in asked if name != "all"] or run.settings.cases
+        run = replace(run, settings=replace(run.settings, asked=asked, cases=cases))
+    history.add(run)
     return name
 
 
@@ -272,13 +276,54 @@ def test_runs_of_other_software_are_not_measured_again(held: Harness) -> None:
 
 
 def test_missing_cases_fail_and_new_ones_are_said(held: Harness) -> None:
-    put(2, cases={"eager": 10.0, "tvm": 7.0})
+    put(2, cases={"eager": 10.0, "tvm": 7.0}, asked=["eager", ORT, "tvm"])
     done = held("check", "--no-remeasure")
     assert done.returncode == 1
     assert "resnet50, onnxruntime  missing: it was in 2026-03-01T00-00-00-resnet50" in done.stdout
     assert "resnet50, tvm  only in 2026-03-02T00-00-00-resnet50" in done.stdout
     assert held("check", "--against", "last:3", "--no-remeasure").returncode == 1
     assert held("check", "--against", "last~1", "--no-remeasure").returncode == 1
+
+
+@pytest.mark.parametrize("against", ["baseline", "last:3", "last~1"])
+def test_what_was_taken_out_on_purpose_is_said_and_does_not_fail(held: Harness, against: str) -> None:
+    put(2, cases={"eager": 10.0})
+    done = held("check", "--against", against, "--format", "terminal,junit=check.xml")
+    assert done.returncode == 0
+    assert f"resnet50, onnxruntime  only in {against}, and not asked for in this run" in done.stdout
+    (skipped,) = ElementTree.parse("check.xml").getroot().findall(".//skipped")
+    assert skipped.get("message") == f"not compared: only in {against}, and not asked for in this run"
+
+
+def test_a_backend_that_is_gone_is_missing_where_all_were_asked_for(harness: Harness) -> None:
+    put(1, cases=BOTH | {"mine": 7.0, "mine:fast=true": 6.0})
+    harness("baseline", "set", "last")
+    put(2, asked=["all"])
+    done = harness("check")
+    assert done.returncode == 1
+    assert "resnet50, mine  missing" in done.stdout
+    assert "resnet50, mine:fast=true  only in baseline, and not asked for in this run" in done.stdout
+
+
+def test_a_workload_that_an_interrupted_run_did_not_get_to_is_missing(held: Harness) -> None:
+    put(2, model="bert-base")
+    held("baseline", "set", "last")
+    run = a_run("3", created="2026-03-03T00:00:00Z")
+    (of_bert,) = a_run(model="bert-base").workloads
+    later = replace(of_bert, cases=[], launches=[])
+    History(Location(path=Path(os.environ["HARNESS_STORE"]))).add(replace(run, workloads=[*run.workloads, later]))
+    done = held("check", "--no-remeasure")
+    assert done.returncode == 1
+    assert "bert-base, onnxruntime  missing" in done.stdout and "2 regressions in 2 cases" in done.stdout
+
+
+def test_a_baseline_with_other_threads_is_not_missed_once_there_is_a_newer_one(held: Harness) -> None:
+    four = {"eager": {"threads": 4}, ORT: {"threads": 4}}
+    put(2, fields=four)
+    held("baseline", "set", "last")
+    put(3, fields=four)
+    done = held("check", "--no-remeasure")
+    assert done.returncode == 0 and "missing" not in done.stdout
 
 
 def test_other_models_of_the_baseline_are_not_missed(held: Harness) -> None:
@@ -295,6 +340,7 @@ def test_nothing_compared_is_never_green(held: Harness) -> None:
         done = held("check", "--against", against, "--format", "terminal,junit=check.xml")
         assert done.returncode == 2
         assert "NOT COMPARABLE  Nothing could be compared" in done.stdout
+        assert "; resnet50, eager: threads: 2 > 4.\n" in done.stdout
         assert "resnet50, onnxruntime  threads: 2 > 4" in done.stdout
         assert ElementTree.parse("check.xml").getroot().findall(".//error")
 

@@ -83,7 +83,7 @@ QUESTIONS: dict[str, Question] = {
     "again": lambda connection, _: queries.measured_again(connection, "day-3"),
     "baselines": lambda connection, _: queries.baselines_of_models(connection, ["resnet50"]),
     "run": lambda connection, _: queries.points_of_run(connection, "day-3"),
-    "series": lambda connection, series: queries.points_of_series(connection, series[ORT], most=5),
+    "series": lambda connection, series: queries.newest_of_series(connection, series[ORT], 5),
     "newest": lambda connection, _: queries.points(connection, queries.Filter(), 20),
     "label": lambda connection, _: queries.points(connection, queries.Filter(backend=ORT, version="1.31.0"), 20),
 }

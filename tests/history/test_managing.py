@@ -126,7 +126,12 @@ def test_baseline_is_set_shown_and_cleared(two: Harness) -> None:
     assert shown.count(DAY_1) == 2 and "onnxruntime" in shown and "1.31.0" in shown
     assert [point["run"] for point in json.loads(two("baseline", "show", "--json").stdout)] == [DAY_1, DAY_1]
     complains(two("baseline", "clear", "--model", "resnet"), "no baseline of model 'resnet'", "resnet50")
-    assert "2 series" in two("baseline", "clear", "--model", "resnet50").stdout
+    complains(two("baseline", "clear", "--backend", "tvm"), "no baseline of backend 'tvm'", "resnet50, onnxruntime")
+    complains(two("baseline", "show", "--backend", "eager"), "--backend belongs to harness baseline clear, not to show")
+    assert "1 series" in two("baseline", "clear", "--model", "resnet50", "--backend", "onnxruntime").stdout
+    shown = two("baseline", "show").stdout
+    assert "eager" in shown and "onnxruntime" not in shown
+    assert "1 series" in two("baseline", "clear", "--model", "resnet50").stdout
     assert "no baseline" in two("baseline", "show").stdout
 
 

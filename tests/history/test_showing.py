@@ -112,6 +112,14 @@ def test_figures_that_failed_runs_lack_are_dashes(ten: Harness) -> None:
     assert "compile s" in ten("history", "--limit", "8", "--metric", "compile").stdout
 
 
+def test_what_tells_series_apart_is_a_column(ten: Harness) -> None:
+    assert "threads" not in ten("history").stdout
+    put(20, fields={"eager": {"threads": 8}})
+    shown = ten("history", "--backend", "eager", "--model", "resnet50").stdout
+    assert "device  threads  version" in shown and "machine" not in shown
+    assert "resnet50, eager (threads 8)" in shown and "resnet50, eager (threads 2)" in shown
+
+
 def test_markdown_has_the_table_only(ten: Harness) -> None:
     done = ten("history", "--backend", "onnxruntime", "--format", "markdown")
     assert done.stdout.startswith("## history: 11 cases, newest last\n\n| run | labels |")

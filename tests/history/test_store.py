@@ -169,13 +169,12 @@ def test_series_go_through_versions_and_stop_at_other_keys(location: Location) -
     history.add(a_run("other-threads", fields={"onnxruntime": {"threads": 4}}))
     history.add(a_run("broken", fields={"onnxruntime": {"status": "crashed", "failure": failed()}}))
     with history.database.read() as connection:
-        series = queries.points_of_series(connection, newest.series, most=3, before=newest.created)
-        assert [int(point.created[9:10]) for point in series] == [1, 2, 3] and series[
-            0
-        ].circumstances.version != newest.circumstances.version
-        assert "other-threads" not in [p.run for p in queries.points_of_series(connection, newest.series)]
-        assert "broken" in [p.run for p in queries.points_of_series(connection, newest.series)]
-        assert "broken" not in [p.run for p in queries.points_of_series(connection, newest.series, most=99)]
+        found = queries.newest_of_series(connection, newest.series, 99)
+        first, *_ = queries.earlier(connection, [newest.series], most=3, before=newest.created)[newest.series]
+        usable = queries.earlier(connection, [newest.series], most=99, before="2027")[newest.series]
+    assert first.created < newest.created and first.circumstances.version != newest.circumstances.version
+    assert "other-threads" not in [point.run for point in found]
+    assert "broken" in [point.run for point in found] and "broken" not in [point.run for point in usable]
 
 
 def test_baselines_are_one_a_series(location: Location) -> None:

@@ -22,6 +22,7 @@ from harness.history.points import METRICS, Metric, Point
 from harness.history.steps import HOLD, LEAST_RUNS, Shift, find_steps
 from harness.history.store import History
 from harness.history.trends import Step, Trends, find_trends
+from reports.tracking import trends
 from tests.example_history import BOTH, a_run, failed
 from tests.history.conftest import Harness
 
@@ -138,6 +139,16 @@ def test_another_model_of_the_same_name_is_left_out() -> None:
     earlier = [replace(point, subject=replace(point.subject, parameters="7")) for point in points[:10]]
     told = find_trends([[*earlier, *points[10:]]], ["latency"])
     assert (steps_of(told), len(told.trends[0].values), told.other_models) == ([], 10, ["resnet50, onnxruntime"])
+
+
+def test_series_of_one_name_are_told_apart() -> None:
+    one = measured(levels((10, 1.0), (10, 2.0)))
+    key = replace(one[0].key, threads="8")
+    other = [replace(point, key=key, series=key.series) for point in one]
+    assert [trend.title for trend in find_trends([one], ["latency"]).trends] == ["resnet50, onnxruntime"]
+    page = trends(find_trends([one, other], ["latency"]), format_="terminal")
+    assert "2 steps in 2 figures of 2 cases" in page
+    assert "resnet50, onnxruntime (threads 2)" in page and "resnet50, onnxruntime (threads 8)" in page
 
 
 def test_load_and_clock_of_the_machine_are_told_where_they_moved() -> None:

@@ -119,11 +119,12 @@ def test_wrong_budgets_are_refused_before_anything_is_measured(suite: pytest.Pyt
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(
         [
-            "*harness knows no budget max_slowness; it knows max_slowdown, *",
+            "*harness knows no budget max_slowness; it knows max_latency_ms, max_drift, max_slowdown, *",
             "*a torch module needs inputs=*",
             "error: unknown backend 'onnxrumtime'; did you mean 'onnxruntime'?*",
         ]
     )
+    result.stdout.no_fnmatch_line("*_harness_pytest.py:*")
 
 
 def test_plugin_is_light() -> None:
