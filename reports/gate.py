@@ -81,12 +81,19 @@ def closing(check: Check) -> str:
         return f"Nothing could be compared: {_held(check)}{why}."
     compared = counted(len(check.judged), "case", "cases")
     bad = [*regressions(check)]
-    if not bad:
-        doubts = sum("undecided" in one.outcomes for one in check.judged)
-        doubt = f", {counted(doubts, 'case', 'cases')} undecided" if doubts else ""
+    doubtful = list(dict.fromkeys(of for of, _ in _stated(check, "undecided")))
+    if check.outcome == "passed":
+        doubt = f", {counted(len(doubtful), 'case', 'cases')} undecided" if doubtful else ""
         return f"Nothing is worse in {compared}{doubt}."
-    names = listed(list(dict.fromkeys(of for of, _ in bad)), most=3)
-    return f"{counted(len(bad), 'regression', 'regressions')} in {compared}: {names}."
+    found = []
+    if bad:
+        names = listed(list(dict.fromkeys(of for of, _ in bad)), most=3)
+        found.append(f"{counted(len(bad), 'regression', 'regressions')} in {compared}: {names}")
+    if doubtful and check.limits.undecided == "fail":
+        found.append(
+            f"{counted(len(doubtful), 'case', 'cases')} undecided, which fails here: {listed(doubtful, most=3)}"
+        )
+    return f"{'; '.join(found)}."
 
 
 def remarks(check: Check, most: int = 10) -> list[tuple[str, str, str]]:
@@ -94,9 +101,10 @@ def remarks(check: Check, most: int = 10) -> list[tuple[str, str, str]]:
     if check.outcome == "nothing compared":
         return [("error", "harness check", closing(check))]
     out = []
+    doubtful = [*_stated(check, "undecided")]
     for level, found in (
-        ("error", [*regressions(check)]),
-        ("warning", [*_stated(check, "undecided"), *_stated(check, "excused")]),
+        ("error", [*regressions(check), *(doubtful if check.limits.undecided == "fail" else [])]),
+        ("warning", [*(doubtful if check.limits.undecided == "pass" else []), *_stated(check, "excused")]),
     ):
         shown = found if len(found) <= most else found[: most - 1]
         out += [(level, f"harness: {of}", text) for of, text in shown]
@@ -245,6 +253,7 @@ def _limits(limits: Limits) -> Iterator[Line]:
         "any": "any",
     }
     yield Line(label="drift", text=words[drift.kind])
+    yield Line(label="undecided", text={"pass": "passes", "fail": "fails"}[limits.undecided])
 
 
 def _uncompared(check: Check) -> Iterator[str]:

@@ -3,7 +3,7 @@
 | outcome                          | becomes   |
 |----------------------------------|-----------|
 | `regression`, a missing case     | a failure |
-| `undecided`, `excused`           | skipped, with what is known |
+| `undecided`, `excused`           | skipped, with what is known; a failure where `undecided` fails |
 | a case without a counterpart     | skipped   |
 | nothing could be compared        | an error  |
 | everything else                  | a pass    |
@@ -38,9 +38,10 @@ def render(check: Check) -> str:
 
 def _suite(root: ElementTree.Element, workload: str, check: Check) -> None:
     suite = ElementTree.SubElement(root, "testsuite", name=clean(workload))
+    worse = {"regression", "undecided"} if check.limits.undecided == "fail" else {"regression"}
     for one in check.judged:
         if one.row.workload == workload:
-            _judged(suite, one)
+            _judged(suite, one, worse)
     for missing in check.missing:
         if missing.workload == workload:
             _case(suite, f"{workload}.{missing.case}", "status", "failure", f"missing: it was in {missing.run}")
@@ -51,12 +52,12 @@ def _suite(root: ElementTree.Element, workload: str, check: Check) -> None:
     _count(suite)
 
 
-def _judged(suite: ElementTree.Element, one: Judged) -> None:
+def _judged(suite: ElementTree.Element, one: Judged, worse: set[str]) -> None:
     name = f"{one.row.workload}.{one.row.case}"
     failing = one.status in ("regression", "suspicious")
     _case(suite, name, "status", "failure" if failing else "", status_statement(one))
     for figure in one.figures:
-        kind = "failure" if figure.outcome == "regression" else "skipped" if figure.outcome in DOUBTFUL else ""
+        kind = "failure" if figure.outcome in worse else "skipped" if figure.outcome in DOUBTFUL else ""
         _case(suite, name, TITLES[figure.metric], kind, statement(one, figure))
 
 

@@ -35,6 +35,7 @@ def run_check(given: dict[str, Any], explicit: set[str]) -> int:
         memory=given["max_memory"],
         size=given["max_size"],
         drift=given["max_drift"],
+        undecided=given["undecided"],
     )
     found = match(_run_name(given), given["against"], given["store"])
     checked = judge(found.before, found.after, found.earlier, limits, asked=found.asked, whole=found.whole)

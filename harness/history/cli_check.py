@@ -48,6 +48,13 @@ def _growths(command: Any) -> Any:  # click's decorators are typed no closer
     help="Most that drift may become: so many times what it was, a relative L2 distance, or whatever passes.",
 )
 @click.option(
+    "--undecided",
+    type=click.Choice(["pass", "fail"]),
+    default="pass",
+    show_default=True,
+    help="What becomes of a latency over its limit which even measuring again cannot decide.",
+)
+@click.option(
     "--remeasure",
     type=Whole(0, 20),
     default=1,
@@ -78,6 +85,7 @@ def check(**given: Any) -> int:
       harness check
       harness check last --against last:10 --max-slowdown 3% --max-compile any
       harness check --against onnxruntime@1.30.1 --no-remeasure
+      harness check --remeasure 3 --undecided fail
       harness check results/2026-03-02T10-11-12-resnet50-ab12 --against elsewhere/run.json
       harness check --format terminal,markdown=check.md --junit check.xml
 

@@ -379,6 +379,7 @@ def _unlike(side: str, point: Point, nearest: Point, differs: dict[str, tuple[st
 
 def _concluded(check: Check) -> Check:
     compared = [one for one in check.judged if one.figures or one.status != "pass"]
-    bad = any({"regression", "suspicious"} & one.outcomes for one in check.judged) or check.missing
+    failing = {"regression", "suspicious"} | ({"undecided"} if check.limits.undecided == "fail" else set())
+    bad = any(failing & one.outcomes for one in check.judged) or check.missing
     outcome: Literal["passed", "failed", "nothing compared"] = "failed" if bad else "passed"
     return msgspec.structs.replace(check, outcome=outcome if compared else "nothing compared")

@@ -25,6 +25,8 @@ class Limits(Record, frozen=True, kw_only=True):
     memory: float = 0.10
     size: float = 0.10
     drift: DriftLimit = DriftLimit(kind="factor", value=10.0)
+    undecided: Literal["pass", "fail"] = "pass"
+    """What becomes of a latency over its limit that no interval confirms, also when it was measured again."""
 
     def of(self, metric: Metric) -> float:
         """Return the largest ratio of now to then."""

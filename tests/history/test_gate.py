@@ -236,6 +236,25 @@ def test_one_launch_is_decided_by_measuring_again() -> None:
     assert latency_of(checked(7.5, 7.5, quick=True)) == "regression"
 
 
+def test_what_stays_undecided_can_be_made_to_fail(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(1, launches=1)
+    harness("baseline", "set", "last")
+    put(2, cases={"eager": 10.0, ORT: 7.5}, versions={ORT: "1.32.0"}, launches=1)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    passed = harness("check", "--no-remeasure", "--junit", "passed.xml")
+    assert passed.returncode == 0 and "Nothing is worse in 2 cases, 1 case undecided." in passed.stdout
+    assert passed.stderr.startswith("::warning ")
+    Path("harness.toml").write_text('[check]\nundecided = "fail"\n')
+    failed = harness("check", "--no-remeasure", "--junit", "failed.xml")
+    assert failed.returncode == 1 and "1 case undecided, which fails here: resnet50, onnxruntime." in failed.stdout
+    assert failed.stderr.startswith("::error ")
+    for name, failures in (("passed.xml", "0"), ("failed.xml", "1")):
+        (suite,) = ElementTree.parse(name).getroot()
+        assert suite.get("failures") == failures
+    put(3, cases={"eager": 10.0, ORT: 5.0}, versions={ORT: "1.32.0"})
+    assert harness("check", "--no-remeasure").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("now", "machine", "expected"),
     [
