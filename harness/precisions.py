@@ -10,8 +10,9 @@
 | fp8 | float8 E4M3, a scale a tensor | float8 | the backend's choice | float32 | likewise |
 
 The backend's choice of sums is mostly float32. One converted graph serves all backends that read ONNX; it is made once
-and cached. So is one calibrated module for those that compile torch modules, see `harness.torch_quantising`. Operators for which a precision has no kernel, such as a softmax in int8, stay as they are. Inputs and
-outputs keep float32, so that every case of a workload is given and judged by the same arrays.
+and cached, and so is one calibrated module for those that compile torch modules (`harness.torch_quantising`). Operators
+for which a precision has no kernel, such as a softmax in int8, stay as they are. Inputs and outputs keep float32: every
+case of a workload is given and judged by the same arrays.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A torch module in int8 by PyTorch 2's export quantisation: the worker's half for backends that compile torch modules.
+"""A torch module in int8, by PyTorch 2's export quantisation: the worker's half, for backends that compile modules.
 
-Scales mean the same as in the ONNX graph and are found on the same samples: symmetric, the largest magnitude is 127 steps,
-one scale a channel for weights. oneDNN's convolutions take unsigned activations only, so a signed value is kept with 128
-added to it, which changes neither steps nor range. Which operators are quantised is torchao's recipe for the kernels that
-Inductor has on a CPU; unlike in the ONNX graph,
+Scales mean the same as in the ONNX graph and are found on the same samples: symmetric, the largest magnitude is 127
+steps, one scale a channel for weights. oneDNN's convolutions take unsigned activations only, so a signed value is kept
+with 128 added to it, which changes neither steps nor range. Which operators are quantised is torchao's recipe for the
+kernels that Inductor has on a CPU; unlike in the ONNX graph,
 
 - a sum that oneDNN adds within a convolution takes that convolution's result unrounded;
 - what is no convolution over one or two dimensions and no linear layer stays in float32: transposed and
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import protocol, registry
-from harness.artifact import PROGRAM, Artifact
+from harness.artifact import Artifact
 from harness.calibrating import OnStep, Reader, calibration_sets
 from harness.errors import UnsupportedError, UsageError
 from harness.modelspec import ModelSpec
@@ -60,6 +60,8 @@ def quantise(source: Artifact, target: Path, request: protocol.Convert, progress
     with torch.no_grad():
         try:
             captured = torch.export.export(module, arguments).module()
+            captured.graph.eliminate_dead_code()  # of which torchao's patterns know no output
+            captured.recompile()
         except Exception as exc:  # tracing runs the model's own code, which may raise anything
             raise failed("torch.export cannot capture the module to quantise it", exc) from exc
         if any("quantize" in str(node.target) for node in captured.graph.nodes):
@@ -128,9 +130,7 @@ def _torchao() -> tuple[Any, Any, Any]:
         from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
     except ImportError as exc:
-        raise UnsupportedError(
-            f"a torch module is quantised by torchao, which is missing: {exc}", hint=INSTALL
-        ) from exc
+        raise UnsupportedError(f"torchao quantises torch modules, and cannot be imported: {exc}", hint=INSTALL) from exc
 
     class Symmetric(MinMaxObserver):  # type: ignore[misc]  # torchao is Any to the type checker
         def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
