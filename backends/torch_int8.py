@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from harness.api import CompileRequest, Scalar
 from harness.errors import FallbackError
-from harness.torch_quantising import products
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +27,8 @@ def lowered(module: torch.nn.Module, request: CompileRequest) -> dict[str, Scala
     if request.precision != INT8:
         return {}
     from torch._dynamo.utils import counters
+
+    from harness.torch_quantising import products  # whose imports only a worker needs
 
     asked, found = products(module), sum(counters["inductor"][name] for name in COUNTERS)
     if not found:

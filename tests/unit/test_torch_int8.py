@@ -222,14 +222,10 @@ def test_a_module_that_cannot_be_captured_or_is_quantised(
 
 def test_a_model_without_weights_has_nothing_to_quantise(launcher: Launcher) -> None:
     pytest.importorskip("torchao", reason="pip install 'harness[torch-int8]'")
-    recipe = Recipe(model=ModelSpec(kind="factory", name="tests.unit.test_torch_int8:make_relu", root="."))
+    recipe = Recipe(model=ModelSpec(name="layernorm-sigmoid"), input_sets=1)
     artifact, _ = ensure_artifact(recipe, launcher, on_progress=lambda _: None)
     with pytest.raises(UnsupportedError, match="no operator of the module multiplies by weights"):
         in_int8(artifact, launcher, "torch")
-
-
-def make_relu() -> Any:
-    return torch.nn.ReLU(), (torch.randn(2, 8),)
 
 
 def test_frozen_weights_are_no_arguments_of_the_code(tmp_path: Path) -> None:
