@@ -59,7 +59,8 @@ def quantise(source: Artifact, target: Path, request: protocol.Convert, progress
     progress("capturing the module", None, None)
     with torch.no_grad():
         try:
-            captured = torch.export.export(module, arguments).module()
+            # Strictly: else several calls of one activation are one place to torchao, which then gives up.
+            captured = torch.export.export(module, arguments, strict=True).module()
             captured.graph.eliminate_dead_code()  # of which torchao's patterns know no output
             captured.recompile()
         except Exception as exc:  # tracing runs the model's own code, which may raise anything

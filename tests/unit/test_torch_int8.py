@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from backends import torch_compile
 from backends.torch_compile import TorchCompile
+from backends.torch_int8 import left_in_float
 from harness import drift, protocol, registry
 from harness.artifact import PROGRAM, Artifact
 from harness.conversion import Calibration, ensure_converted
@@ -156,10 +156,10 @@ def test_without_an_int8_kernel_there_is_no_number(tmp_path: Path) -> None:
 
 
 def test_what_stays_in_float_is_said() -> None:
-    said = torch_compile.left_in_float({"int8_products": 5, "int8_kernels": 3})
+    said = left_in_float({"int8_products": 5, "int8_kernels": 3})
     assert said == ["2 of 5 quantised products have no int8 kernel and are computed in float32"]
-    assert torch_compile.left_in_float({"int8_products": 5, "int8_kernels": 5}) == []
-    assert torch_compile.left_in_float({"graphs": 1}) == []
+    assert left_in_float({"int8_products": 5, "int8_kernels": 5}) == []
+    assert left_in_float({"graphs": 1}) == []
 
 
 def asked(folder: Path, **changes: Any) -> protocol.Convert:
