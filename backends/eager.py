@@ -13,7 +13,7 @@ import msgspec
 
 from backends.torch_errors import in_words
 from backends.torch_module import (
-    LACKS,
+    NO_FP8,
     PRECISIONS,
     TorchOptions,
     described,
@@ -33,6 +33,8 @@ KERNELS = {
     "cudnn": "CUDNN_ATTENTION",
 }
 """Option -> member of `torch.nn.attention.SDPBackend`."""
+EMULATED = "without a compiler torch multiplies in float32 what it has just dequantised: that is not int8's speed"
+LACKS = {kind: {"int8": EMULATED, "fp8": NO_FP8} for kind in PRECISIONS}
 ATTENTION = "aten::_scaled_dot_product_"
 """How the operators begin that `scaled_dot_product_attention` chooses between; the kernel's name comes next."""
 

@@ -12,8 +12,9 @@ import msgspec
 
 from backends.torch_cuda import Place, Recording, watch
 from backends.torch_errors import INSTALL, in_words, tell
+from backends.torch_int8 import INT8, left_in_float, lowered
 from backends.torch_module import (
-    LACKS,
+    NO_FP8,
     PRECISIONS,
     TorchOptions,
     described,
@@ -42,6 +43,10 @@ from harness.errors import CompileError, UnavailableError, UnsupportedError, Usa
 if TYPE_CHECKING:
     import torch
 
+ON_A_CPU_ONLY = (
+    "Inductor has kernels for a calibrated module on a CPU only, and elsewhere multiplies in float32 what it has just "
+    "dequantised"
+)
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes in which Inductor replays CUDA graphs."""
 
@@ -64,7 +69,11 @@ class TorchCompile(Backend):
     name = "torch-compile"
     summary = "torch.compile (Inductor), just in time or as an AOTInductor package"
     capabilities = Capabilities(
-        source="torch", devices=("cpu", "cuda"), precisions=PRECISIONS, lacks=LACKS, dynamic_shapes=True
+        source="torch",
+        devices=("cpu", "cuda"),
+        precisions={**PRECISIONS, "cpu": (*PRECISIONS["cpu"], "int8")},
+        lacks={"cpu": {"fp8": NO_FP8}, "cuda": {"int8": ON_A_CPU_ONLY, "fp8": NO_FP8}},
+        dynamic_shapes=True,
     )
     modules = ("torch", "torch._inductor")
     Options = TorchCompileOptions
@@ -142,17 +151,17 @@ def run(inputs):
                 inputs = _inputs(request, place)
             with request.stage("build"):
                 if options.aot:
-                    nodes = build_package(module, inputs.tensors, request, _inductor_config(options))
-                    facts |= {"graphs": 1, "graph_breaks": 0, "aot": True}
-                    saved = SavedFacts(facts=facts, placement=nodes, card=place.card())
+                    nodes = build_package(module, inputs.tensors, request, _inductor_config(request))
+                    facts |= {"graphs": 1, "graph_breaks": 0, "aot": True, **lowered(module, request)}
+                    saved = SavedFacts(facts=facts, notes=left_in_float(facts), placement=nodes, card=place.card())
                     return _packaged(request.engine_dir, request, place, saved, inputs)
                 traced = _first_calls(module, inputs, request, place)
                 for sizes in ones(request.dynamic):
                     # Sizes of 1 have code of their own; the sweep will ask for it, and it belongs to this engine.
                     small = cut(inputs.tensors, request, sizes)
                     _call(traced.compiled, small, request.dynamic, request.artifact.inputs)
-            facts |= {**traced.facts, "graphs": _graphs()}
-            notes = [*_notes(facts), *traced.notes]
+            facts |= {**traced.facts, "graphs": _graphs(), **lowered(module, request)}
+            notes = [*_notes(facts), *left_in_float(facts), *traced.notes]
             if options.mode == "reduce-overhead" and place.stream is None:
                 notes.append("mode=reduce-overhead means CUDA graphs: on a CPU it changes nothing")
             saved = SavedFacts(facts=facts, notes=notes, card=place.card())
@@ -225,11 +234,12 @@ def _records(request: CompileRequest, place: Place) -> bool:
     return place.stream is not None and options.mode in CUDA_GRAPHS and not options.aot
 
 
-def _inductor_config(options: TorchCompileOptions) -> dict[str, Any]:
+def _inductor_config(request: CompileRequest) -> dict[str, Any]:
     import torch._inductor
 
+    options = _options(request)
     config: dict[str, Any] = dict(torch._inductor.list_mode_options().get(options.mode, {}))
-    if options.freezing:
+    if options.freezing or request.precision == INT8:  # only weights that are constants are laid out for int8 kernels
         config["freezing"] = True
     return config
 
@@ -237,9 +247,12 @@ def _inductor_config(options: TorchCompileOptions) -> dict[str, Any]:
 def _first_calls(module: torch.nn.Module, inputs: Inputs, request: CompileRequest, place: Place) -> _Traced:
     """Compile by calling; where Inductor uses CUDA graphs, twice more: to record them, and to replay them."""
     import torch
+    import torch._inductor.config
 
-    options = _options(request)
-    compiled: Any = torch.compile(module, fullgraph=options.fullgraph, options=_inductor_config(options))
+    options, config = _options(request), _inductor_config(request)
+    # Dynamo, which decides whether weights are arguments of a graph, looks at the setting for the whole process only.
+    torch._inductor.config.freezing = bool(config.get("freezing"))
+    compiled: Any = torch.compile(module, fullgraph=options.fullgraph, options=config)
     if not _records(request, place):
         _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
         return _Traced(compiled=compiled, facts=_counted(), notes=[])

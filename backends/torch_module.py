@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"cpu": ("fp32", "fp16", "bf16"), "cuda": ("fp32", "tf32", "fp16", "bf16")}
 """What both torch backends are offered in."""
-_OTHER = (
-    "torch quantises a module with observers of its own: its scales would be others than those of the calibrated graph "
-    "that all other backends are given"
-)
-LACKS = {kind: {"int8": _OTHER, "fp8": _OTHER} for kind in PRECISIONS}
+NO_FP8 = "torch reads no calibrated graph, and no module is calibrated for float8"
 
 
 class TorchOptions(BackendOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,7 +27,7 @@ from harness.model import (
     ReferenceModel,
 )
 from harness.operators import Clock, Iterate, OperatorTime, Profile
-from harness.precisions import Precision
+from harness.precisions import Precision, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ Stage = Literal["load", "tune", "build"]
 class Capabilities:
     """What a backend can do, as class data, so that it is known before anything is imported."""
 
-    source: Literal["torch", "onnx"]
+    source: Source
     """What it compiles: the rebuilt torch module or the artifact's ONNX file."""
     devices: tuple[str, ...] = ("cpu",)
     """Device kinds that it runs on: `cpu`, `cuda`."""

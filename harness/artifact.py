@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MANIFEST = "artifact.json"
+PROGRAM = "quantised.pt2"
+"""The torch module in int8, in the artifact that was made for backends that compile torch modules."""
 SCHEMA = 2
 
 
@@ -177,7 +179,12 @@ class Artifact:
 
         Raises:
             UnsupportedError: There is none: the model is an ONNX file.
+            ExportError: It is a quantised one, and damaged.
         """
+        if PROGRAM in self.manifest.files:
+            from harness import torch_quantising
+
+            return torch_quantising.restore(self.folder / PROGRAM)
         if not self.manifest.module:
             raise UnsupportedError("needs a torch module, and this model is an ONNX file")
         from harness.weights import restore

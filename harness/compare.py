@@ -29,7 +29,7 @@ from harness.measuring import Measuring
 from harness.modelspec import BATCH
 from harness.pinning import aside
 from harness.plan import Variant
-from harness.precisions import CONVERTED
+from harness.precisions import Source, is_converted
 from harness.progress import Narrator, brief
 from harness.records import REUSED, Case, Failure, ModelInfo, Run, Settings, Workload
 from harness.rounds import describe
@@ -49,7 +49,7 @@ class Comparison:
         self._variants = variants
         self._say = narrator
         self._dynamic: dict[str, Artifact | HarnessError] = {}
-        self._converted: dict[tuple[Path, str], Artifact | HarnessError] = {}
+        self._converted: dict[tuple[Path, str, Source], Artifact | HarnessError] = {}
         self._failed: dict[Path, Case] = {}
         self._evaluations: dict[str, Evaluation] = {}
         self._interpreters: Interpreters = {}
@@ -212,17 +212,18 @@ class Comparison:
             )
         return made
 
-    def _in_precision(self, page: Page, graph: Artifact, precision: str) -> Artifact:
-        """Return an artifact's graph in another precision, made once.
+    def _in_precision(self, page: Page, graph: Artifact, precision: str, source: Source) -> Artifact:
+        """Return an artifact's graph or module in another precision, made once.
 
         Raises:
             UnsupportedError: The graph cannot be had in it.
             ExportError: The conversion failed.
         """
-        key = (graph.folder, precision)
+        key = (graph.folder, precision, source)
+        what = page.workload.key if source == "onnx" else f"{page.workload.key}'s {source} module"
         if key not in self._converted:
             settings = self._settings
-            self._say.doing(f"converting {page.workload.key} to {precision}")
+            self._say.doing(f"converting {what} to {precision}")
             calibration = Calibration(
                 source=settings.calibration, samples=settings.calibration_samples, method=settings.calibration_method
             )
@@ -234,10 +235,11 @@ class Comparison:
                     self._launcher,
                     weights=self._recipe(page.workload).weights,
                     on_progress=self._say.detail,
+                    source=source,
                 )
                 self._converted[key] = converted
                 took = "from the cache" if cached else f"{converted.manifest.export_s:.1f} s"
-                self._say.done(f"converted {page.workload.key} to {precision}: {took}")
+                self._say.done(f"converted {what} to {precision}: {took}")
             except (ExportError, OutOfMemory, UnsupportedError) as exc:
                 self._converted[key] = exc
         made = self._converted[key]
@@ -253,10 +255,11 @@ class Comparison:
             kind = registry.backend(variant.backend)
             case = blank_case(self._settings, page.workload, variant)
             offered = case.precision in kind.capabilities.precisions_on(devices.kind(case.device))
-            wanted = kind.capabilities.source == "onnx" and case.precision in CONVERTED and offered
+            source = kind.capabilities.source
+            wanted = is_converted(case.precision, source) and offered
             if wanted and not variant.parsed().dynamic:
                 with suppress(ExportError, OutOfMemory, UnsupportedError):  # it becomes the row of the case
-                    self._in_precision(page, artifact, case.precision)
+                    self._in_precision(page, artifact, case.precision, source)
 
     def _too_large(self, workload: Workload) -> str | None:
         needed = memory.to_export(workload.model, workload.dims)
@@ -296,7 +299,7 @@ class Comparison:
             engines,
             self._say.detail,
             dynamic=lambda: self._dynamic_artifact(page.workload, artifact),
-            converted=lambda graph, precision: self._in_precision(page, graph, precision),
+            converted=lambda *asked: self._in_precision(page, *asked),
             failed=self._failed,
             interpreters=self._interpreters,
         )

@@ -33,7 +33,7 @@ from harness.launcher import Launcher, OnProgress, Worker
 from harness.lowering import readable
 from harness.paths import FREE_SPACE, folder_bytes, link_or_copy, make_folder
 from harness.plan import Variant
-from harness.precisions import CONVERTED
+from harness.precisions import Source, is_converted
 from harness.protocol import CaseSpec
 from harness.records import REUSED, Build, Case, Failure, Settings, Workload
 from harness.rounds import Seat, describe
@@ -69,15 +69,15 @@ class Compiler:
         on_progress: OnProgress,
         *,
         dynamic: Callable[[], Artifact],
-        converted: Callable[[Artifact, str], Artifact],
+        converted: Callable[[Artifact, str, Source], Artifact],
         failed: dict[Path, Case],
         interpreters: Interpreters = MappingProxyType({}),
     ) -> None:
         """Take what all cases of a workload share.
 
         `dynamic` returns the artifact whose graph leaves the dimensions of the sweep free, `converted` an artifact's
-        graph in another precision; they are asked for only where a case wants them, and may raise. `failed` remembers,
-        from one point of the sweep to the next, which of the engines for all of it could not be compiled.
+        graph or module in another precision; they are asked for only where a case wants them, and may raise. `failed`
+        remembers, from one point of the sweep to the next, which of the engines for all of it could not be compiled.
         `interpreters` has those of the cases that run in another than harness does.
         """
         self._interpreters = interpreters
@@ -160,10 +160,11 @@ class Compiler:
         case = self._case(variant)
         dynamic = options.dynamic and kind.capabilities.dynamic_shapes
         graph = self._dynamic() if dynamic else self._artifact
-        if kind.capabilities.source == "onnx" and case.precision in CONVERTED and self._offers(kind, case):
-            graph = self._converted(graph, case.precision)
+        source = kind.capabilities.source
+        if is_converted(case.precision, source) and self._offers(kind, case):
+            graph = self._converted(graph, case.precision, source)
         interpreter = self._interpreter(variant)
-        if kind.capabilities.source == "onnx":
+        if source == "onnx":
             release = release_in(variant, interpreter, devices.kind(case.device))
             graph = readable(graph, kind, release, self._launcher)
         threads = case.threads

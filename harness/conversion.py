@@ -1,4 +1,4 @@
-"""An artifact's graph in another precision: the parent's half. Made once, cached, and read by all ONNX backends."""
+"""An artifact in another precision: the parent's half. Made once, cached, and read by all backends of its kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.environment import library_versions
 from harness.errors import ExportError, HarnessError, OutOfMemory, StoreError, UnsupportedError, UsageError
 from harness.launcher import Launcher, OnProgress
 from harness.paths import FREE_SPACE
-from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS
+from harness.precisions import CALIBRATED, CONVERTERS, PRECISIONS, Source
 
 WORKER_HALF = (
     "calibrating",
@@ -29,6 +29,7 @@ WORKER_HALF = (
     "masks",
     "narrowing",
     "quantising",
+    "torch_quantising",
     "weights",
 )
 """Modules of ours on which every conversion depends."""
@@ -51,12 +52,13 @@ def ensure_converted(
     *,
     weights: str,
     on_progress: OnProgress,
+    source: Source = "onnx",
     keep: Sequence[str] = (),
 ) -> tuple[Artifact, bool]:
-    """Return the artifact's graph in another precision, and whether it was in the cache.
+    """Return the artifact's graph, or its torch module, in another precision, and whether it was in the cache.
 
-    It is an artifact of its own, with the inputs and references of its source and without its module. The nodes named
-    in `keep` stay in float32.
+    It is an artifact of its own, with the inputs and references of its source and without the form that it was not
+    made for. The nodes of the graph named in `keep` stay in float32.
 
     Raises:
         UnsupportedError: The graph cannot be had in this precision.
@@ -66,13 +68,16 @@ def ensure_converted(
         StoreError: The cache cannot be written.
     """
     assert precision in PRECISIONS
-    folder = named(artifact, f"{precision}-{_key(artifact, precision, calibration, keep)}")
+    form = "" if source == "onnx" else f"-{source}"
+    folder = named(artifact, f"{precision}{form}-{_key(artifact, precision, calibration, keep)}")
     # Graphs that differ only in what they keep share their scales, and one calibration.
     shared = named(artifact, f"{_key(artifact, precision, calibration, ())}.ranges")
     ranges = str(shared) if keep and precision == "int8" else None
 
     def make(part: Path) -> Manifest:
-        converted = _convert_into(part, artifact, precision, calibration, launcher, weights, keep, ranges, on_progress)
+        converted = _convert_into(
+            part, artifact, precision, source, calibration, launcher, weights, keep, ranges, on_progress
+        )
         return _manifest(artifact, precision, converted)
 
     return ensure_derived(artifact, folder, precision, make)
@@ -82,6 +87,7 @@ def _convert_into(
     part: Path,
     artifact: Artifact,
     precision: str,
+    source: Source,
     calibration: Calibration,
     launcher: Launcher,
     weights: str,
@@ -92,6 +98,7 @@ def _convert_into(
     request = protocol.Convert(
         artifact=str(artifact.folder),
         precision=precision,
+        source=source,
         calibration=calibration.source,
         samples=calibration.samples,
         method=calibration.method,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import protocol
-from harness.artifact import Artifact
+from harness.artifact import PROGRAM, Artifact
 from harness.calibrating import Reader, calibration_sets
 from harness.domains import drop_idle
 from harness.environment import library_versions
@@ -24,6 +24,7 @@ from harness.narrowing import between_casts
 from harness.precisions import CONVERTERS
 from harness.quantising import PRODUCTS, make_ready, quantised_nodes
 from harness.references import failed
+from harness.torch_quantising import quantise
 
 OnStep = Callable[[str, int | None, int | None], None]
 
@@ -38,7 +39,7 @@ FLOAT8_OPSET = 19
 
 
 def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
-    """Write `model.onnx` in the request's precision into its folder.
+    """Write the graph or the torch module in the request's precision into its folder.
 
     Raises:
         UnsupportedError: The graph cannot be had in this precision.
@@ -48,13 +49,21 @@ def convert(request: protocol.Convert, progress: OnStep) -> protocol.Converted:
     source = Artifact.open(Path(request.artifact))
     target = Path(request.folder) / "model.onnx"
     clock = StageClock()
+    if request.source == "torch":
+        assert request.precision == "int8", "a torch module is narrowed to others by the backend itself"
+        with clock.stage("convert"):
+            notes = quantise(source, target.with_name(PROGRAM), request, progress)
+        return _converted(source.manifest.opset, clock, notes)
     how = {"fp16": _half, "bf16": _bfloat16, "int8": _quantized, "fp8": _quantized}[request.precision]
     with clock.stage("convert"):
         notes = how(source, target, request, progress)
         _drop_idle_domains(target)
-    return protocol.Converted(
-        opset=_opset(target), seconds=clock.seconds["convert"], notes=notes, versions=library_versions(CONVERTERS)
-    )
+    return _converted(_opset(target), clock, notes)
+
+
+def _converted(opset: int, clock: StageClock, notes: list[str]) -> protocol.Converted:
+    seconds = clock.seconds["convert"]
+    return protocol.Converted(opset=opset, seconds=seconds, notes=notes, versions=library_versions(CONVERTERS))
 
 
 def _half(source: Artifact, target: Path, request: protocol.Convert, progress: OnStep) -> list[str]:

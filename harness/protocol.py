@@ -12,6 +12,7 @@ from harness.measure import Boundary
 from harness.modelspec import ModelSpec
 from harness.operators import Node
 from harness.operators import Profile as OwnProfile
+from harness.precisions import Source
 
 Scalar = str | int | float | bool | None
 
@@ -81,6 +82,8 @@ class Convert(Request, frozen=True, kw_only=True):
     artifact: str
     """Folder of the source."""
     precision: str
+    source: Source = "onnx"
+    """What is to be converted: the graph, or the torch module."""
     calibration: str | None = None
     """The user's own calibration inputs; None: drawn."""
     samples: int

@@ -92,7 +92,7 @@ class Machine:
                 engines,
                 lambda _: None,
                 dynamic=lambda: self.artifact,
-                converted=lambda graph, precision: graph,
+                converted=lambda graph, *_: graph,
                 failed={},
             )
             (variant,) = parse_variants(["tensorrt-rtx" if target else "tensorrt"])
