@@ -15,6 +15,8 @@ RECIPE = "1"
 CONV_LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
 """Channels last, so that a vector runs along them: ResNet-50's kernels reach several times the speed of NCHW.
 Transposed convolutions have kernels for channels first only."""
+NOT_IN_BF16 = ("relax.nn.layer_norm", "relax.isnan")
+"""What TVM has no kernels of bfloat16 for, of the operators in harness' models."""
 NEWEST = 18
 """The opset that TVM imports best, and that old files are converted to where they cannot be imported."""
 
@@ -44,12 +46,15 @@ def prepare(request: CompileRequest, target: Any) -> Prepared:
         raise CompileError(f"tvm cannot read the ONNX file of {case_of(request)}: {first_line(exc)}") from exc
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = tuple(entry.name for entry in model.graph.input if entry.name not in constants)
+    _fill_constants(model.graph)
     module, notes = _imported(model, request)
     dots = False
     if request.precision == "int8":
         module, note = _in_integers(module, request)
         notes.append(note)
         dots = tvm_vnni.has_dots(target)
+    if request.precision == "bf16":
+        module = _widened(module)
     if any(node.op_type == "Conv" for node in model.graph.node):
         try:
             return Prepared(module=_lower(module, target, CONV_LAYOUT, dots=dots), inputs=inputs, notes=notes)
@@ -57,6 +62,18 @@ def prepare(request: CompileRequest, target: Any) -> Prepared:
             # The layout pass does not know every operator; what it breaks on runs as it was exported.
             notes.append(f"convolutions stayed channels first, which is slower: {first_line(exc)}")
     return Prepared(module=_lower(module, target, None, dots=dots), inputs=inputs, notes=notes)
+
+
+def _fill_constants(graph: Any) -> None:  # a GraphProto, which is not typed
+    """Write constants that a graph gives as numbers as tensors, which the importer wants."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    for node in graph.node:
+        if node.op_type == "Constant" and (kind := types.get(node.attribute[0].name)):
+            value = np.asarray(helper.get_attribute_value(node.attribute[0]), kind)
+            node.attribute[0].CopyFrom(helper.make_attribute("value", numpy_helper.from_array(value)))
 
 
 def _imported(model: Any, request: CompileRequest) -> tuple[Any, list[str]]:
@@ -90,6 +107,24 @@ def _in_integers(module: Any, request: CompileRequest) -> tuple[Any, str]:
     stay = f", {left} stay in float32" if left else ""
     note = f"int8: TVM leaves products of a quantised graph in float32; harness turned {done} into products of integers"
     return module, note + stay
+
+
+def _widened(module: Any) -> Any:
+    """Have what TVM lacks for bfloat16 computed in float32, and its result narrowed again where it is one."""
+    from tvm import relax
+    from tvm.relax import op
+
+    @relax.expr_functor.mutator
+    class Widened(relax.expr_functor.PyExprMutator):  # type: ignore[misc]
+        def visit_call_(self, call: Any) -> Any:
+            call = self.visit_expr_post_order(call)
+            if tvm_int8.name_of(call) not in NOT_IN_BF16 or tvm_int8.dtype_of(call.args[0]) != "bfloat16":
+                return call
+            wide = [self.builder_.emit(op.astype(argument, "float32")) for argument in call.args]
+            result = self.builder_.emit(relax.Call(call.op, wide, call.attrs))
+            return op.astype(result, "bfloat16") if tvm_int8.dtype_of(result) == "float32" else result
+
+    return tvm_int8.rewritten(module, Widened)
 
 
 def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None, *, dots: bool) -> Any:
