@@ -33,19 +33,23 @@ def integers(module: Any) -> tuple[Any, int, int]:
     class Integers(relax.expr_functor.PyExprMutator):  # type: ignore[misc]
         def visit_call_(self, call: Any) -> Any:
             call = self.visit_expr_post_order(call)
-            if name_of(call) == "relax.quantize" and _symmetric(call):
-                steps = op.round(op.divide(call.args[0], call.args[1]))
+            if name_of(call) == "relax.quantize" and _symmetric(call) and constant_of(call.args[1]).size == 1:
+                steps = op.round(op.divide(call.args[0], self._alone(call)))
                 # Not clip(), which the layout pass does not know.
                 limits = relax.const(-128, "float32"), relax.const(127, "float32")
                 return op.astype(op.minimum(op.maximum(steps, limits[0]), limits[1]), "int8")
             if name_of(call) == "relax.dequantize" and _symmetric(call) and constant_of(call.args[1]).size == 1:
                 # Where it is multiplied by weights nothing asks for this any more.
-                return op.multiply(op.astype(call.args[0], "float32"), call.args[1])
+                return op.multiply(op.astype(call.args[0], "float32"), self._alone(call))
             if (weights := self._weights(call)) is None:
                 return call
             product = self._product(call, *weights)
             found[product is not None] += 1
             return call if product is None else product
+
+        def _alone(self, call: Any) -> Any:
+            # As a number it would be a part of the kernel, and no two kernels the same to the tuner.
+            return relax.const(constant_of(call.args[1]).reshape((1,) * len(call.args[0].ty.shape)))
 
         def _bound(self, expression: Any) -> Any:
             return self.lookup_binding(expression) if isinstance(expression, relax.Var) else expression
@@ -96,7 +100,7 @@ def integers(module: Any) -> tuple[Any, int, int]:
             widened = self._bound(scaled.args[0])
             if name_of(widened) != "relax.astype" or dtype_of(widened.args[0]) != "int8":
                 return None, None
-            return widened.args[0], constant_of(scaled.args[1])
+            return widened.args[0], constant_of(scaled.args[1]).reshape(())
 
     return rewritten(module, Integers), found[True], found[False]
 

@@ -104,18 +104,23 @@ def dots(module: Any) -> Any:
     from tvm.topi.nn import pad
 
     def sums(data: Any, weights: Any, attributes: Any) -> Any:
-        columns = weights.shape[0] * LANES
-
-        def weight(column: Any, *row: Any) -> Any:
+        def weight(chunk: Any, lane: Any, *row: Any) -> Any:
             *window, k = row
-            return weights[(column // LANES, *window, k // GROUP, column % LANES, k % GROUP)].astype("int32")
+            return weights[(chunk, *window, k // GROUP, lane, k % GROUP)].astype("int32")
+
+        def joined(sums: Any) -> Any:
+            # Lanes are an axis of their own in the sums: no loop around the instruction is then made a vector of.
+            shape = (*sums.shape[:-2], sums.shape[-2] * LANES)
+            return te.compute(shape, lambda *at: sums[(*at[:-1], at[-1] // LANES, at[-1] % LANES)], name="joined")
 
         k = te.reduce_axis((0, weights.shape[-3] * GROUP), name="k")
         if attributes is None:
-            return te.compute(
-                (*data.shape[:-1], columns),
-                lambda *at: te.sum(data[(*at[:-1], k)].astype("int32") * weight(at[-1], k), axis=k),
-                name="matmul",
+            return joined(
+                te.compute(
+                    (*data.shape[:-1], weights.shape[0], LANES),
+                    lambda *at: te.sum(data[(*at[:-2], k)].astype("int32") * weight(*at[-2:], k), axis=k),
+                    name="matmul",
+                )
             )
         (top, left, bottom, right), (high, wide) = attributes.padding, weights.shape[1:3]
         extra = weights.shape[-3] * GROUP - data.shape[-1]
@@ -126,13 +131,15 @@ def dots(module: Any) -> Any:
         y, x = te.reduce_axis((0, high), name="y"), te.reduce_axis((0, wide), name="x")
         rows = (data.shape[1] - tall * (high - 1) - 1) // down + 1
         places = (data.shape[2] - broad * (wide - 1) - 1) // across + 1
-        return te.compute(
-            (data.shape[0], rows, places, columns),
-            lambda n, i, j, column: te.sum(
-                data[n, i * down + y * tall, j * across + x * broad, k].astype("int32") * weight(column, y, x, k),
-                axis=[y, x, k],
-            ),
-            name="conv2d",
+        return joined(
+            te.compute(
+                (data.shape[0], rows, places, weights.shape[0], LANES),
+                lambda n, i, j, *column: te.sum(
+                    data[n, i * down + y * tall, j * across + x * broad, k].astype("int32") * weight(*column, y, x, k),
+                    axis=[y, x, k],
+                ),
+                name="conv2d",
+            )
         )
 
     @relax.expr_functor.mutator
