@@ -26,7 +26,7 @@ PINNED_FOR = "0.27."
 _FLOAT32 = "it computes a quantised graph in float32, between quantising and its inverse"
 _TRIED = "its narrow kernels were tried on a CPU only"
 LACKS = {
-    "cpu": {"fp8": _FLOAT32},
+    "cpu": {"bf16": "its layer normalisation takes float32 and float16 only", "fp8": _FLOAT32},
     "cuda": {"fp16": _TRIED, "bf16": _TRIED, "int8": _TRIED, "fp8": _FLOAT32},
 }
 """Device kind -> precision -> why it is not offered."""
@@ -62,7 +62,7 @@ class TVM(Backend):
     capabilities = Capabilities(
         source="onnx",
         devices=("cpu", "cuda"),
-        precisions={"cpu": ("fp32", "fp16", "bf16", "int8")},
+        precisions={"cpu": ("fp32", "fp16", "int8")},
         lacks=LACKS,
         dynamic_shapes=True,
         compile_targets=tvm_cuda.TARGETS,

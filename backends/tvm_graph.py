@@ -15,8 +15,6 @@ RECIPE = "1"
 CONV_LAYOUT = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
 """Channels last, so that a vector runs along them: ResNet-50's kernels reach several times the speed of NCHW.
 Transposed convolutions have kernels for channels first only."""
-NOT_IN_BF16 = ("relax.nn.layer_norm", "relax.isnan")
-"""What TVM has no kernels of bfloat16 for, of the operators in harness' models."""
 NEWEST = 18
 """The opset that TVM imports best, and that old files are converted to where they cannot be imported."""
 
@@ -53,8 +51,6 @@ def prepare(request: CompileRequest, target: Any) -> Prepared:
         module, note = _in_integers(module, request)
         notes.append(note)
         dots = tvm_vnni.has_dots(target)
-    if request.precision == "bf16":
-        module = _widened(module)
     if any(node.op_type == "Conv" for node in model.graph.node):
         try:
             return Prepared(module=_lower(module, target, CONV_LAYOUT, dots=dots), inputs=inputs, notes=notes)
@@ -107,24 +103,6 @@ def _in_integers(module: Any, request: CompileRequest) -> tuple[Any, str]:
     stay = f", {left} stay in float32" if left else ""
     note = f"int8: TVM leaves products of a quantised graph in float32; harness turned {done} into products of integers"
     return module, note + stay
-
-
-def _widened(module: Any) -> Any:
-    """Have what TVM lacks for bfloat16 computed in float32, and its result narrowed again where it is one."""
-    from tvm import relax
-    from tvm.relax import op
-
-    @relax.expr_functor.mutator
-    class Widened(relax.expr_functor.PyExprMutator):  # type: ignore[misc]
-        def visit_call_(self, call: Any) -> Any:
-            call = self.visit_expr_post_order(call)
-            if tvm_int8.name_of(call) not in NOT_IN_BF16 or tvm_int8.dtype_of(call.args[0]) != "bfloat16":
-                return call
-            wide = [self.builder_.emit(op.astype(argument, "float32")) for argument in call.args]
-            result = self.builder_.emit(relax.Call(call.op, wide, call.attrs))
-            return op.astype(result, "bfloat16") if tvm_int8.dtype_of(result) == "float32" else result
-
-    return tvm_int8.rewritten(module, Widened)
 
 
 def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None, *, dots: bool) -> Any:

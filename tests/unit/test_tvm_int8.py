@@ -23,10 +23,10 @@ onnx = pytest.importorskip("onnx")
 SIZE = (1, 3, 9, 9)
 STEP, SECOND = 0.02, 0.25
 """Scales of the two tensors that are quantised."""
-KERNEL = np.random.default_rng(1).integers(-127, 128, (16, 3, 3, 3), dtype=np.int8)
+KERNEL = np.random.default_rng(1).integers(-127, 128, (64, 3, 3, 3), dtype=np.int8)
 MATRIX = np.random.default_rng(2).integers(-127, 128, (32, 25), dtype=np.int8)  # turned before it multiplies
-SCALES, COLUMNS = np.linspace(0.01, 0.03, 16, dtype=np.float32), np.linspace(0.02, 0.04, 32, dtype=np.float32)
-BIAS = np.linspace(-1, 1, 16, dtype=np.float32)
+SCALES, COLUMNS = np.linspace(0.01, 0.03, 64, dtype=np.float32), np.linspace(0.02, 0.04, 32, dtype=np.float32)
+BIAS = np.linspace(-1, 1, 64, dtype=np.float32)
 ZERO = np.int8(0)
 INPUT = np.random.default_rng(3).normal(0, 1, SIZE).astype(np.float32)
 
@@ -40,14 +40,14 @@ def quantised(zero: np.generic = ZERO) -> Any:  # a ModelProto, which is not typ
 
     held = {
         "step": np.float32(STEP), "second": np.float32(SECOND), "zero": zero, "scales": SCALES, "columns": COLUMNS,
-        "zeros16": np.zeros(16, np.int8), "zeros32": np.zeros(32, np.int8), "kernel": KERNEL, "matrix": MATRIX,
-        "bias": BIAS, "shape": np.array([16, 25]),
+        "zeros64": np.zeros(64, np.int8), "zeros32": np.zeros(32, np.int8), "kernel": KERNEL, "matrix": MATRIX,
+        "bias": BIAS, "shape": np.array([64, 25]),
     }  # fmt: skip
     node = helper.make_node
     nodes = [
         node("QuantizeLinear", ["x", "step", "zero"], ["xq"]),
         node("DequantizeLinear", ["xq", "step", "zero"], ["xd"]),
-        node("DequantizeLinear", ["kernel", "scales", "zeros16"], ["kd"], axis=0),
+        node("DequantizeLinear", ["kernel", "scales", "zeros64"], ["kd"], axis=0),
         node("Conv", ["xd", "kd", "bias"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
         node("Relu", ["c"], ["r"]),
         node("Reshape", ["r", "shape"], ["flat"]),
@@ -60,7 +60,7 @@ def quantised(zero: np.generic = ZERO) -> Any:  # a ModelProto, which is not typ
         nodes,
         "quantised",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, SIZE)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (16, 32))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (64, 32))],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in held.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
@@ -76,7 +76,7 @@ def expected() -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
     sums = np.einsum("nchwij,ocij->nohw", windows, KERNEL.astype(np.int64))
     convolved = sums * (np.float32(STEP) * SCALES)[:, None, None] + BIAS[:, None, None]
-    flat = steps(np.maximum(convolved, 0).astype(np.float32).reshape(16, 25), SECOND)
+    flat = steps(np.maximum(convolved, 0).astype(np.float32).reshape(64, 25), SECOND)
     product = flat @ MATRIX.T.astype(np.int64)
     return np.asarray(product * (np.float32(SECOND) * COLUMNS), np.float32)
 
@@ -99,7 +99,7 @@ def multiplied(module: Any) -> set[str]:
 
     def visit(expression: Any) -> None:
         held = tvm_int8.constant_of(expression)
-        if held is not None and held.size > 32:
+        if held is not None and held.size > 64:
             found.add(str(held.dtype))
 
     relax.analysis.post_order_visit(module["main"], visit)
@@ -145,7 +145,7 @@ def test_the_instruction_gives_the_same_and_the_tuner_finds_it(target: Any, tmp_
         tasks = extract_tasks(module, target)
         made = [task for task in tasks if tvm_vnni.of_dots(task.module)]
         assert len(made) == 1, "25 rows do not fit, 3 channels are filled up"
-        with Tuner(store, made, target, Budget(seconds=60, trials=4), threads=1, progress=lambda *_: None) as tuner:
+        with Tuner(store, made, target, Budget(seconds=60, trials=8), threads=1, progress=lambda *_: None) as tuner:
             tuner.run()
             database, outcome = tuner.fill_gaps()
         assert outcome.ledger.failed_trials == 0, outcome.last_failure
