@@ -24,10 +24,15 @@ from harness.errors import CompileError, HarnessError, RunError, UnavailableErro
 PINNED_FFI = "apache-tvm-ffi==0.1.14.post0"
 PINNED_FOR = "0.27."
 _FLOAT32 = "it computes a quantised graph in float32, between quantising and its inverse"
-_TRIED = "its narrow kernels were tried on a CPU only"
+_NORMALISATION = "its layer normalisation takes float32 and float16 only"
 LACKS = {
-    "cpu": {"bf16": "its normalisations know no bfloat16", "int8": _FLOAT32, "fp8": _FLOAT32},
-    "cuda": {"fp16": _TRIED, "bf16": _TRIED, "int8": _FLOAT32, "fp8": _FLOAT32},
+    "cpu": {"bf16": _NORMALISATION, "fp8": _FLOAT32},
+    "cuda": {
+        "fp16": "its kernels of float16 have been tried on a CPU only",
+        "bf16": _NORMALISATION,
+        "int8": "harness turns a quantised graph into products of integers for a CPU only; TVM leaves them in float32",
+        "fp8": _FLOAT32,
+    },
 }
 """Device kind -> precision -> why it is not offered."""
 
@@ -62,7 +67,7 @@ class TVM(Backend):
     capabilities = Capabilities(
         source="onnx",
         devices=("cpu", "cuda"),
-        precisions={"cpu": ("fp32", "fp16")},
+        precisions={"cpu": ("fp32", "fp16", "int8")},
         lacks=LACKS,
         dynamic_shapes=True,
         compile_targets=tvm_cuda.TARGETS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from backends import tvm_int8, tvm_vnni
 from backends.tvm_session import case_of, first_line
 from harness.api import CompileRequest
 from harness.errors import CompileError, UnsupportedError
@@ -43,14 +44,32 @@ def prepare(request: CompileRequest, target: Any) -> Prepared:
         raise CompileError(f"tvm cannot read the ONNX file of {case_of(request)}: {first_line(exc)}") from exc
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = tuple(entry.name for entry in model.graph.input if entry.name not in constants)
+    _fill_constants(model.graph)
     module, notes = _imported(model, request)
+    dots = False
+    if request.precision == "int8":
+        module, note = _in_integers(module, request)
+        notes.append(note)
+        dots = tvm_vnni.has_dots(target)
     if any(node.op_type == "Conv" for node in model.graph.node):
         try:
-            return Prepared(module=_lower(module, target, CONV_LAYOUT), inputs=inputs, notes=notes)
+            return Prepared(module=_lower(module, target, CONV_LAYOUT, dots=dots), inputs=inputs, notes=notes)
         except Exception as exc:
             # The layout pass does not know every operator; what it breaks on runs as it was exported.
             notes.append(f"convolutions stayed channels first, which is slower: {first_line(exc)}")
-    return Prepared(module=_lower(module, target, None), inputs=inputs, notes=notes)
+    return Prepared(module=_lower(module, target, None, dots=dots), inputs=inputs, notes=notes)
+
+
+def _fill_constants(graph: Any) -> None:  # a GraphProto, which is not typed
+    """Write constants that a graph gives as numbers as tensors, which the importer wants."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    for node in graph.node:
+        if node.op_type == "Constant" and (kind := types.get(node.attribute[0].name)):
+            value = np.asarray(helper.get_attribute_value(node.attribute[0]), kind)
+            node.attribute[0].CopyFrom(helper.make_attribute("value", numpy_helper.from_array(value)))
 
 
 def _imported(model: Any, request: CompileRequest) -> tuple[Any, list[str]]:
@@ -74,7 +93,19 @@ def _imported(model: Any, request: CompileRequest) -> tuple[Any, list[str]]:
         raise UnsupportedError(f"tvm cannot import {case_of(request)}: {first_line(exc)}") from exc
 
 
-def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None) -> Any:
+def _in_integers(module: Any, request: CompileRequest) -> tuple[Any, str]:
+    module, done, left = tvm_int8.integers(module)
+    if not done:
+        raise UnsupportedError(
+            f"tvm would compute {case_of(request)} in float32: no int8 tensor with one symmetric scale is "
+            "multiplied by constant weights"
+        )
+    stay = f", {left} stay in float32" if left else ""
+    note = f"int8: TVM leaves products of a quantised graph in float32; harness turned {done} into products of integers"
+    return module, note + stay
+
+
+def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None, *, dots: bool) -> Any:
     import tvm
     from tvm import relax
     from tvm.relax import transform
@@ -84,6 +115,7 @@ def _lower(module: Any, target: Any, layout: dict[str, list[str]] | None) -> Any
         transform.CanonicalizeBindings(),
         *([transform.ConvertLayout(layout), transform.Normalize(), transform.CanonicalizeBindings()] if layout else []),
         transform.FoldConstant(),
+        *([tvm.transform.module_pass(lambda module, _: tvm_vnni.dots(module), opt_level=0)] if dots else []),
         relax.get_pipeline("zero"),
     ]
     with target:

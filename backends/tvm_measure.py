@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from backends import tvm_cubin, tvm_cuda
+from backends import tvm_cubin, tvm_cuda, tvm_vnni
 
 # TVM objects are `Any` below: the package carries no types and must not be imported at the top of a backend.
 
@@ -117,7 +117,8 @@ def tune_context(module: Any, target: Any, threads: int) -> Any:
     """
     from tvm.s_tir import meta_schedule as ms
 
-    kind = str(target.kind.name)
+    # Rules that know the instruction are those that MetaSchedule finds from the target by itself.
+    kind = "from-target" if tvm_vnni.of_dots(module) else str(target.kind.name)
     with _without_tensor_intrinsics():
         return ms.TuneContext(
             mod=module,
@@ -140,8 +141,8 @@ def tune_context(module: Any, target: Any, threads: int) -> Any:
 
 @contextmanager
 def _without_tensor_intrinsics() -> Iterator[None]:
-    # TuneContext imports every tensor intrinsic of every GPU, which parses for 20 s; float32 code uses none of
-    # them, neither for a CPU nor by the rules for a GPU without tensor cores.
+    # TuneContext imports every tensor intrinsic of every GPU, which parses for 20 s. A CPU uses one at most, which
+    # `tvm_vnni` registers, and the rules for a GPU without tensor cores none.
     name = "tvm.s_tir.tensor_intrin"
     if name in sys.modules:
         yield

@@ -126,3 +126,45 @@ def test_a_graph_that_free_dimensions_break_is_unsupported(tmp_path: Path, monke
     assert raised.value.hint == "leave out dynamic=true: every shape then gets its own engine"
     with pytest.raises(CompileError, match=r"'doubled\.onnx' \(fp32, cpu\): TypeError"):
         TVM().compile(request_for(artifact, Options(tuner="none")))
+
+
+def normalised(dtype: int) -> Any:  # a ModelProto, which is not typed
+    """Return a layer normalisation of [2, 8] in some type, with a shape that is given as numbers."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Constant", [], ["shape"], value_ints=[2, 8]),
+        helper.make_node("Cast", ["x"], ["narrow"], to=dtype),
+        helper.make_node("Reshape", ["narrow", "shape"], ["flat"]),
+        helper.make_node("LayerNormalization", ["flat", "scale", "bias"], ["norm"]),
+        helper.make_node("Cast", ["norm"], ["y"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "normalised",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 4))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 8))],
+        [helper.make_tensor(name, dtype, (8,), [2.0] * 8) for name in ("scale", "bias")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_numbers_are_constants_and_layer_normalisation_knows_no_bfloat16(tmp_path: Path) -> None:
+    """When the second half fails TVM has learnt it, and may be offered bf16 on a CPU."""
+    import onnx
+    import tvm
+    from onnx import TensorProto
+    from tvm import relax
+
+    target = tvm.target.Target("llvm")
+    request = request_for(doubled(tmp_path, "Upsample", 9), Options(tuner="none"))
+    onnx.save(normalised(TensorProto.FLOAT), request.artifact.onnx_path)
+    prepared = tvm_graph.prepare(request, target)
+    values = np.linspace(-1, 2, 16, dtype=np.float32).reshape(4, 4)
+    run = relax.VirtualMachine(tvm.compile(prepared.module, target=target), tvm.cpu())["main"]
+    flat = values.reshape(2, 8)
+    expected = 2 * (flat - flat.mean(1, keepdims=True)) / flat.std(1, keepdims=True) + 2
+    np.testing.assert_allclose(run(tvm.runtime.tensor(values)).numpy(), expected, atol=1e-3)
+    onnx.save(normalised(TensorProto.BFLOAT16), request.artifact.onnx_path)
+    with pytest.raises(tvm.error.InternalError, match="only support float32 and float16"):
+        tvm_graph.prepare(request, target)
