@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -27,6 +27,7 @@ from harness.store import now_utc
 FILE = "ceilings.json"
 DATASHEETS = Path(__file__).with_name("datasheets.json")
 TIMEOUT_S = 600.0
+OK, INTERRUPTED = 0, 130
 BUSY = 0.3
 """Load average a logical core above which others are in the way."""
 MEASURED = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "tf32", "fp16", "bf16", "int8")}
@@ -113,8 +114,8 @@ def device_name(machine: Environment, device: str) -> str:
 
 def run_ceilings(
     device: str, threads: int | None, precision: str | None, *, refresh: bool, as_json: bool, quiet: bool
-) -> None:
-    """Carry out `harness ceilings`."""
+) -> int:
+    """Carry out `harness ceilings` and return the exit code. A precision is kept as soon as it is measured."""
     machine = environment.describe([])
     devices = parse_devices(device, environment.visible_gpus())
     if len(devices) > 1:
@@ -124,29 +125,46 @@ def run_ceilings(
         raise UsageError(f"there is no device {device} here", hint="harness doctor")
     asked = parse_precisions(precision) if precision else MEASURED[kind(device)]
     count = threads or environment.default_threads()
-    before = [one for one in stored() if not refresh or not _same(one, device, count, machine)]
-    own = next((one for one in before if _same(one, device, count, machine)), None)
+    others = [one for one in stored() if not _same(one, device, count, machine)]
+    known = next((one for one in stored() if _same(one, device, count, machine)), None)
+    own = None if refresh else known
     refused: dict[str, str] = {}
     missing = [one for one in asked if own is None or one not in own.matrix]
+    interrupted = False
     if missing:
         if not quiet:
             click.echo(f"measuring {device}: {', '.join(missing)}", err=True)
         busy = _busy(machine)
-        rated = _measure(device, count, missing)
-        refused = rated.refused
-        own = Ceiling(
-            device=device,
-            name=device_name(machine, device),
-            threads=count if kind(device) == "cpu" else None,
-            matrix={**(own.matrix if own else {}), **rated.matrix},
-            memory=rated.memory,
-            source=f"measured with torch {rated.version} at {now_utc()}{busy}",
-        )
-        kept = [one for one in before if not _same(one, device, count, machine)]
-        make_folder(cache_root(), "the cache folder")
-        write_atomically(cache_root() / FILE, msgspec.json.encode([*kept, own]))
+        try:
+            for rated in _measured(device, count, missing):
+                refused |= rated.refused
+                own = Ceiling(
+                    device=device,
+                    name=device_name(machine, device),
+                    threads=count if kind(device) == "cpu" else None,
+                    matrix={**(own.matrix if own else {}), **rated.matrix},
+                    memory=rated.memory or (own.memory if own else []),
+                    source=f"measured with torch {rated.version} at {now_utc()}{busy}",
+                )
+                # What is to be measured again is not lost before it was.
+                _keep([*others, msgspec.structs.replace(own, matrix={**(known.matrix if known else {}), **own.matrix})])
+            assert own is not None
+            _keep([*others, own])
+        except KeyboardInterrupt:
+            if own is None:
+                raise
+            interrupted = True
     assert own is not None
     _show(own, refused, as_json=as_json)
+    if interrupted:
+        left = [one for one in missing if one not in own.matrix and one not in refused]
+        click.echo(f"interrupted; not measured: {', '.join(left)}. The same command goes on with them", err=True)
+    return INTERRUPTED if interrupted else OK
+
+
+def _keep(ceilings: Sequence[Ceiling]) -> None:
+    make_folder(cache_root(), "the cache folder")
+    write_atomically(cache_root() / FILE, msgspec.json.encode(ceilings))
 
 
 def _same(one: Ceiling, device: str, threads: int, machine: Environment) -> bool:
@@ -154,14 +172,16 @@ def _same(one: Ceiling, device: str, threads: int, machine: Environment) -> bool
     return (one.device, one.name, one.threads) == (device, device_name(machine, device), wanted)
 
 
-def _measure(device: str, threads: int, precisions: Sequence[str]) -> protocol.Rated:
+def _measured(device: str, threads: int, precisions: Sequence[str]) -> Iterator[protocol.Rated]:
+    """Yield what one worker measures, a precision at a time; memory comes with the first."""
     with tempfile.TemporaryDirectory(prefix="harness-ceilings-") as logs:
         launcher = Launcher(
             logs=Path(logs), threads=threads, memory_limit_bytes=environment.memory_bytes(), timeout_s=TIMEOUT_S
         )
         with launcher, launcher.start("ceilings", threads=threads) as worker:
-            request = protocol.Rates(device=device, precisions=list(precisions), threads=threads)
-            return worker.call(request, protocol.Rated, timeout_s=TIMEOUT_S)
+            for index, one in enumerate(precisions):
+                request = protocol.Rates(device=device, precisions=[one], threads=threads, memory=index == 0)
+                yield worker.call(request, protocol.Rated, timeout_s=TIMEOUT_S)
 
 
 def _busy(machine: Environment) -> str:

@@ -23,8 +23,10 @@ def ceilings(device: str, threads: int | None, precision: str | None, refresh: b
     Examples:
       harness ceilings
       harness ceilings --device cuda:0 --precision fp32,tf32,fp16
+
+    \b
+    Exit codes: 0 whatever was found, 2 wrong usage, 130 interrupted: what was measured is kept.
     """
     from harness.ceilings import run_ceilings
 
-    run_ceilings(device, threads, precision, refresh=refresh, as_json=as_json, quiet=quiet)
-    return 0
+    return run_ceilings(device, threads, precision, refresh=refresh, as_json=as_json, quiet=quiet)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -42,12 +42,13 @@ def declared(reference: str, raw: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UsageError: A value is none of those that there are, or the tokenizer is not there.
     """
+    from harness import choices  # it needs the registry, which needs this module
+
     try:
         found = msgspec.convert(dict(raw), type=Declared)
     except msgspec.ValidationError as exc:
-        tasks = ", ".join(get_args(Task))
-        raise UsageError(
-            f"settings of {reference}: {exc}", hint=f"task is one of {tasks}; images one of {', '.join(IMAGES)}"
+        raise choices.refusal(
+            exc, Declared, raw, of=reference, hint="--model net.onnx:task=classification,images=imagenet"
         ) from exc
     if found.tokenizer and not Path(found.tokenizer).is_file():
         raise UsageError(f"settings of {reference}: {found.tokenizer} does not exist", hint="tokenizer=tokenizer.json")

@@ -17,6 +17,7 @@ from harness import __version__, registry
 from harness.advice import Candidate, Recommendation
 from harness.api import SavedEngine
 from harness.artifact import TensorSpec, sha256
+from harness.engines import where_now
 from harness.errors import StoreError, UnsupportedError, UsageError
 from harness.paths import FREE_SPACE, folder_bytes, make_folder, write_atomically
 from harness.records import Case, Run, Workload
@@ -112,10 +113,10 @@ def save(target: Path, found: Recommendation, workload: Workload, run: Run) -> P
     case = next(one for one in workload.cases if one.id == found.case)
     candidate = next(one for one in found.candidates if one.case == found.case)
     lines = snippet(case, workload)
-    engine = Path(case.engine or "")
-    if not case.engine or not engine.is_dir():
+    engine = where_now(case)
+    if engine is None:
         raise StoreError(
-            f"the engine of {case.id} is gone: a later run replaced it, or the cache was cleared",
+            f"the engine of {case.id} is gone: a later run built it anew, or the cache was cleared",
             hint=f"build it again: {case.reproduce}",
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import msgspec
 
 from harness import devices, environment
 from harness.artifact import Artifact
-from harness.cli import GATE_FAILED, NO_RESULT, OK
+from harness.cli import GATE_FAILED, INTERRUPTED, NO_RESULT, OK
 from harness.commands import DEFAULT_MODEL, one_recipe
 from harness.conversion import Calibration, ensure_converted
 from harness.devices import AUTO, parse_devices
@@ -82,13 +83,15 @@ def run_localize(given: dict[str, Any]) -> int:
         )
         with GraphLab(scene.asked, scene.bench, scene.source, scene.graph, scene.launcher, scene.scratch, where) as lab:
             found = Localizing(lab, blank, scene.narrator.step).run()
+        if found.interrupted:
+            shutil.rmtree(where, ignore_errors=True)  # half a model would be in the way of the same command
         found = msgspec.structs.replace(found, version=scene.bench.version)
         (scene.folder.path / "localization.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     if given["as_json"]:
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
     else:
         click.echo(text(found), nl=False)
-    return CODES[found.outcome]
+    return INTERRUPTED if found.interrupted else CODES[found.outcome]
 
 
 def run_sensitivity(given: dict[str, Any]) -> int:
@@ -110,7 +113,7 @@ def run_sensitivity(given: dict[str, Any]) -> int:
         click.echo(msgspec.json.format(msgspec.json.encode(advice)).decode())
     else:
         click.echo(advice_text(advice), nl=False)
-    return OK
+    return INTERRUPTED if advice.interrupted else OK
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from harness.errors import StoreError
 from harness.paths import cache_root, make_folder, write_atomically
 from harness.protocol import CaseSpec, Opened
-from harness.records import Record
+from harness.records import Case, Record
 
 FILES, MANIFEST = "engine", "manifest.json"
 
@@ -85,7 +85,8 @@ class EngineStore:
         key = hashlib.sha256(msgspec.json.encode([parts, machine, case_id])).hexdigest()[:20]
         return self._root / key / self._run_id
 
-    def read(self, folder: Path) -> Engine | None:
+    @staticmethod
+    def read(folder: Path) -> Engine | None:
         """Return what is known of an engine, or None where it is not complete."""
         try:
             return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Engine)
@@ -110,6 +111,24 @@ class EngineStore:
         for path in folder.parent.glob("*"):
             if path != folder:
                 delete_unless_in_use(path)
+
+
+def where_now(case: Case) -> Path | None:
+    """Return the folder of a recorded case's engine, or None where it is gone.
+
+    A later run of the same case starts from the engine, and the folder of the earlier run is deleted: the engine then
+    lies beside it, known by when it was built.
+    """
+    if not case.engine:
+        return None
+    engine = Path(case.engine)
+    if engine.is_dir():
+        return engine
+    for manifest in sorted(engine.parent.parent.glob(f"*/{MANIFEST}")):
+        other = EngineStore.read(manifest.parent)
+        if other and (other.created, other.versions) == (case.engine_created, case.versions):
+            return manifest.parent / engine.name
+    return None
 
 
 def any_in_use() -> bool:

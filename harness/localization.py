@@ -81,12 +81,15 @@ class Localization(msgspec.Struct, frozen=True, kw_only=True):
     """How many were built."""
     notes: list[str] = []
     failure: Failure | None = None
+    interrupted: bool = False
+    """Whether the search was cut short: `unseen` is what was left of it, and there is no model of the node alone."""
 
 
 def text(found: Localization) -> str:
     """Return what a terminal shows, ending in a newline."""
     head = f"{found.model} on {found.backend}: {found.precision}, {found.device}"
-    parts = [head, *found.notes, _verdict(found)]
+    stopped = "INTERRUPTED: this is how far the search had come." if found.interrupted else ""
+    parts = [head, stopped, *found.notes, _verdict(found)]
     if found.overflow is not None:
         parts.append(_overflow(found.overflow))
     if found.tensor is not None:

@@ -67,9 +67,31 @@ class Localizing:
         self._lost: dict[str, int] = {}
         self._input_set = 0
         self._failing: list[str] = []
+        self._outputs: list[OutputDrift] = []
+        self._surveyed: protocol.Surveyed | None = None
+        self._seen: dict[str, bool] = {}
+        """What the search has looked at: tensor -> whether it drifted."""
+        self._found: Found | None = None
 
     def run(self) -> Localization:
-        """Search. What the backend cannot do is part of the finding."""
+        """Search. What the backend cannot do is part of the finding, and so is where Ctrl-C ended the search.
+
+        Raises:
+            KeyboardInterrupt: It was pressed before anything was known.
+        """
+        try:
+            return self._run()
+        except KeyboardInterrupt:
+            if self._surveyed is None or not self._failing:
+                raise
+            # Without an engine more: what was seen says how far the search had come.
+            found = self._found or search(
+                self._surveyed.tensors, self._failing, self._with_extra_outputs, known=self._seen, looks_at_most=0
+            )
+            at = next(tensor for tensor in self._surveyed.tensors if tensor.name == found.tensor)
+            return self._located(found, at, interrupted=True)
+
+    def _run(self) -> Localization:
         self._say("compiling the model as it is")
         try:
             self._engines += 1
@@ -78,21 +100,20 @@ class Localizing:
             stage = exc.status.replace("_", " ")
             failure = Failure(stage=stage, message=exc.message, hint=exc.hint, log=exc.log)
             return self._finding("no_result", failure=failure)
-        rows = self._judged(outputs)
+        self._outputs = rows = self._judged(outputs)
         if drift.passed(rows):
             return self._finding("clean", outputs=rows, notes=_unsure(self._lab.source.manifest.deterministic))
         self._input_set = rows[drift.worst(rows) or 0].input_set
-        surveyed = self._lab.survey(self._input_set)
-        notes = _notes(surveyed, self._lab.source.manifest.deterministic)
+        self._surveyed = surveyed = self._lab.survey(self._input_set)
         mine = outputs[self._input_set]
         reference = self._lab.reference(surveyed.outputs, self._input_set)
         self._failing = [
             name for name in surveyed.outputs if name not in mine or not self._clean(name, mine, reference)
         ]
         if not self._failing:
-            return self._finding("export", outputs=rows, notes=notes, input_set=self._input_set)
-        found = self._search(surveyed)
-        return self._explained(found, surveyed, rows, notes)
+            return self._finding("export", outputs=rows, notes=self._notes(), input_set=self._input_set)
+        self._found = found = self._search(surveyed)
+        return self._explained(found, surveyed)
 
     def _judged(self, outputs: list[Tensors]) -> list[OutputDrift]:
         source = self._lab.source
@@ -126,6 +147,7 @@ class Localizing:
             return found
         self._say("extra outputs make the drift vanish: cutting the graph short instead")
         vanished = found.vanished
+        self._seen = {}
         found = search(surveyed.tensors, self._failing, self._cut_short, width=1)
         return Found(
             tensor=found.tensor,
@@ -138,11 +160,17 @@ class Localizing:
     def _with_extra_outputs(self, names: Sequence[str]) -> Look:
         got, reference = self._probe(names, whole=True)
         still = any(name not in got or not self._clean(name, got, reference) for name in self._failing)
-        return Look(drifted={name: not self._clean(name, got, reference) for name in names}, still=still)
+        return self._look(names, got, reference, still=still)
 
     def _cut_short(self, names: Sequence[str]) -> Look:
         got, reference = self._probe(names, whole=False)
-        return Look(drifted={name: not self._clean(name, got, reference) for name in names})
+        return self._look(names, got, reference, still=True)
+
+    def _look(self, names: Sequence[str], got: Tensors, reference: Tensors, *, still: bool) -> Look:
+        drifted = {name: not self._clean(name, got, reference) for name in names}
+        if still:
+            self._seen |= drifted
+        return Look(drifted=drifted, still=still)
 
     def _probe(self, names: Sequence[str], *, whole: bool) -> tuple[Tensors, Tensors]:
         self._engines += 1
@@ -151,30 +179,34 @@ class Localizing:
 
     # ---- what was found
 
-    def _explained(
-        self, found: Found, surveyed: protocol.Surveyed, rows: list[OutputDrift], notes: list[str]
-    ) -> Localization:
+    def _explained(self, found: Found, surveyed: protocol.Surveyed) -> Localization:
         tensors = {tensor.name: tensor for tensor in surveyed.tensors}
         overflow = self._overflow(found, tensors)
         at = tensors[overflow.tensor if overflow else found.tensor]
-        notes += [f"A probe failed {failure}" for failure in found.failures]
-        alone = self._alone(at, tensors)
+        return self._located(found, at, overflow=overflow, alone=self._alone(at, tensors))
+
+    def _located(self, found: Found, at: protocol.SharedTensor, **more: object) -> Localization:
+        assert self._surveyed is not None
+        tensors = {tensor.name: tensor for tensor in self._surveyed.tensors}
         return self._finding(
             "narrowed" if found.unseen else "located",
-            outputs=rows,
+            outputs=self._outputs,
             input_set=self._input_set,
             node=at.node,
             op=at.op,
             position=at.position,
-            nodes=surveyed.nodes,
+            nodes=self._surveyed.nodes,
             tensor=self._tensor(at.name, tensors),
             before=[self._tensor(name, tensors) for name in at.parents],
-            overflow=overflow,
             fused=list(found.vanished),
             unseen=list(found.unseen),
-            notes=notes,
-            alone=alone,
+            notes=[*self._notes(), *(f"A probe failed {failure}" for failure in found.failures)],
+            **more,
         )
+
+    def _notes(self) -> list[str]:
+        assert self._surveyed is not None
+        return _notes(self._surveyed, self._lab.source.manifest.deterministic)
 
     def _overflow(self, found: Found, tensors: Mapping[str, protocol.SharedTensor]) -> Overflow | None:
         origin = first_overflow(tensors, found.tensor, self._lab.precision)

@@ -121,7 +121,7 @@ def _spec(reference: str, settings: list[str], root: Path) -> ModelSpec:
 
 
 def _reference(name: str, raw: dict[str, str]) -> ModelSpec:
-    from harness import registry
+    from harness import choices, registry
 
     if name not in registry.model_names():
         error = registry.unknown("model", name, registry.model_names())
@@ -135,7 +135,7 @@ def _reference(name: str, raw: dict[str, str]) -> ModelSpec:
     try:
         parsed = msgspec.convert(options, type=kind.Options, strict=False)
     except msgspec.ValidationError as exc:
-        raise UsageError(f"settings of {name}: {exc}", hint=f"harness models {name}") from exc
+        raise choices.refusal(exc, kind.Options, options, of=name, hint=f"harness models {name}") from exc
     values: dict[str, Scalar] = {key: getattr(parsed, key) for key in options}
     return ModelSpec(name=name, options=values, dims=_dims(name, dims))
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import msgspec
 from packaging.version import InvalidVersion, Version
 
-from harness import registry
+from harness import choices, registry
 from harness.api import BackendOptions, Scalar
 from harness.errors import UsageError
 from harness.records import Settings
@@ -118,7 +118,7 @@ def _variant(item: str, options: list[str], asked_by_name: bool) -> Variant:
     try:
         parsed = msgspec.convert(raw, type=kind.Options, strict=False)
     except msgspec.ValidationError as exc:
-        raise UsageError(f"options of {name}: {_plain(exc, raw)}", hint=f"harness backends {name}") from exc
+        raise choices.refusal(exc, kind.Options, raw, of=name, hint=f"harness backends {name}") from exc
     values: dict[str, Scalar] = {key: getattr(parsed, key) for key in raw}
     for key, chosen in values.items():
         if isinstance(chosen, float) and not math.isfinite(chosen):  # JSON has neither infinity nor NaN
@@ -154,15 +154,6 @@ def _number(variants: list[Variant]) -> list[Variant]:
         count = seen[variant.id]
         out.append(variant if count == 1 else dataclasses.replace(variant, id=f"{variant.id}#{count}"))
     return out
-
-
-def _plain(exc: msgspec.ValidationError, raw: dict[str, str]) -> str:
-    # msgspec says "Expected `int | null`, got `str` - at `$.trials`"; the user wants the name and the value first,
-    # and every value that was typed is a `str`.
-    text, _, where = str(exc).partition(" - at `$.")
-    text = text.replace(" | null", "").removesuffix(", got `str`")
-    key = where.rstrip("`")
-    return f"{key}={raw[key]}: {text}" if key in raw else text
 
 
 def _text(value: Scalar) -> str:

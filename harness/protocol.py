@@ -160,6 +160,8 @@ class Rates(Request, frozen=True, kw_only=True):
     device: str
     precisions: list[str]
     threads: int
+    memory: bool = True
+    """Whether memory is measured, too."""
 
 
 class Import(Request, frozen=True, kw_only=True):
@@ -288,7 +290,7 @@ class Rated(msgspec.Struct, frozen=True, kw_only=True):
     matrix: dict[str, float]
     """Precision -> operations a second."""
     memory: list[tuple[int, float]]
-    """Working set in bytes -> bytes a second."""
+    """Working set in bytes -> bytes a second; empty where it was not asked for."""
     refused: dict[str, str]
     """Precision -> why the device does not multiply in it."""
     device_name: str | None = None

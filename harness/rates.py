@@ -58,7 +58,8 @@ def measure(request: protocol.Rates) -> protocol.Rated:
                 matrix[precision] = _matrix(precision, device)
             except (RuntimeError, NotImplementedError, KeyError) as exc:
                 refused[precision] = f"{type(exc).__name__}: {exc}".splitlines()[0]
-        memory = [(size, _settled(partial(_memory, size, device))) for size in MEMORY_SIZES[device.type]]
+        sizes = MEMORY_SIZES[device.type] if request.memory else ()
+        memory = [(size, _settled(partial(_memory, size, device))) for size in sizes]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return protocol.Rated(
         matrix=matrix, memory=memory, refused=refused, device_name=name, version=str(torch.__version__)

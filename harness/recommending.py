@@ -14,6 +14,7 @@ import msgspec
 from harness import deploying, registry
 from harness.advice import COST, Advice, Limit, Wish
 from harness.choosing import LIMITS
+from harness.engines import where_now
 from harness.errors import HarnessError, UsageError
 from harness.recommend import advise
 from harness.records import Run
@@ -55,11 +56,12 @@ def with_snippets(advice: Advice, run: Run) -> Advice:
             hint = f" ({exc.hint})" if exc.hint else ""
             each.append(msgspec.structs.replace(found, no_snippet=f"{exc.message}{hint}"))
             continue
-        if not (case.engine and Path(case.engine).is_dir()):
-            gone = f"the engine is gone: a later run replaced it, or the cache was cleared ({case.reproduce})"
+        if (engine := where_now(case)) is None:
+            gone = f"the engine is gone: a later run built it anew, or the cache was cleared ({case.reproduce})"
             each.append(msgspec.structs.replace(found, no_snippet=gone))
         else:
-            each.append(msgspec.structs.replace(found, snippet=deploying.located(lines, Path(case.engine))))
+            lines = deploying.located(lines, engine)
+            each.append(msgspec.structs.replace(found, snippet=lines, engine=str(engine)))
     return msgspec.structs.replace(advice, recommendations=each)
 
 

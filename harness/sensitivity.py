@@ -57,8 +57,7 @@ def explore(nodes: Sequence[str], nothing_kept: float, drift: Drift, *, trials: 
             left -= 1
             got = drift(part)
             if got is not None:
-                gain = 0.0 if got == nothing_kept else nothing_kept - got  # both may be infinite
-                leaves.append(Trial(nodes=part, drift=got, gain=gain))
+                leaves.append(tried(part, got, nothing_kept))
         return True
 
     stretches = split(nodes, STRETCHES)
@@ -68,25 +67,39 @@ def explore(nodes: Sequence[str], nothing_kept: float, drift: Drift, *, trials: 
     for width in range(2, len(stretches)):
         if any(leaf.gain > 0 for leaf in leaves):
             break
-        tried = try_all([sum(stretches[at : at + width], ()) for at in range(len(stretches) - width + 1)])
+        all_tried = try_all([sum(stretches[at : at + width], ()) for at in range(len(stretches) - width + 1)])
         gaining = [leaf for leaf in leaves[len(alone) :] if leaf.gain > 0]
         leaves[:] = alone
         if gaining:
             best = max(gaining, key=lambda leaf: leaf.gain)
             leaves[:] = [best, *(leaf for leaf in alone if not set(leaf.nodes) & set(best.nodes))]
-        if not tried:
+        if not all_tried:
             break
     while divisible := [leaf for leaf in leaves if len(leaf.nodes) > 1 and leaf.nodes not in whole and leaf.gain > 0]:
         best = max(divisible, key=lambda leaf: leaf.gain)
         known = len(leaves)
-        if not try_all(split(best.nodes, PARTS)):
+        parts = split(best.nodes, PARTS)
+        if not try_all(parts):
             break
-        if any(leaf.gain > 0 for leaf in leaves[known:]):
+        gained = max((leaf.gain for leaf in leaves[known:]), default=0.0)
+        # Of parts that have no result, as when time is up, nobody knows what they would have gained.
+        if gained > 0 and (len(leaves) == known + len(parts) or gained >= best.gain):
             leaves.remove(best)
         else:  # only together do they gain: the stretch stays whole
             del leaves[known:]
             whole.add(best.nodes)
-    return sorted(leaves, key=lambda leaf: (leaf.gain / len(leaf.nodes), -leaf.drift), reverse=True)
+    return ranked(leaves)
+
+
+def tried(nodes: tuple[str, ...], drift: float, nothing_kept: float) -> Trial:
+    """Return what keeping these nodes in float32 has shown."""
+    gain = 0.0 if drift == nothing_kept else nothing_kept - drift  # both may be infinite
+    return Trial(nodes=nodes, drift=drift, gain=gain)
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials by gain a node, the largest first."""
+    return sorted(trials, key=lambda trial: (trial.gain / len(trial.nodes), -trial.drift), reverse=True)
 
 
 def split(nodes: Sequence[str], count: int) -> list[tuple[str, ...]]:

@@ -30,6 +30,10 @@ ROUNDS, SLICE_S = 5, 0.1
 """As `harness compare --quick`."""
 MOST_TRIALS = 200
 NOTHING, ALL = "nothing", "everything"
+INTERRUPTED = (
+    "INTERRUPTED: this is what had been found by then. The graphs that were converted are kept: the same command "
+    "converts none of them again."
+)
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +66,8 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     tried: int
     points: list[Point]
     notes: list[str] = []
+    interrupted: bool = False
+    """Whether the search or the measuring was cut short: the points are what was found by then."""
 
 
 class Advising:
@@ -110,17 +116,22 @@ class Advising:
                 return None
             return self._drift(keep)
 
-        found = sensitivity.explore(names, base, trial, trials=trials)
-        chosen = sensitivity.choices(found, top)
-        points = [self._point(NOTHING, ())]
-        for keep in chosen:
-            if keep not in self._rows and self._drift(keep) is None:
-                continue
-            points.append(self._point(_few(keep), keep))
         notes = [f"{listed.nameless} nodes have no name, and stay as they are"] if listed.nameless else []
-        if (now_ns() - start) / 1e9 > budget_s:
-            notes.append(f"the budget of {budget_s:g} s ended the search; --budget SECONDS allows more")
-        measured, said = self._measured(points, scratch)
+        points: list[Point] = []
+        interrupted = False
+        try:
+            found = sensitivity.explore(names, base, trial, trials=trials)
+            points = self._points(sensitivity.choices(found, top))
+            if (now_ns() - start) / 1e9 > budget_s:
+                notes.append(
+                    f"the budget of {budget_s:g} s ended the search; the same command goes further, as the graphs that "
+                    "were converted are kept, and --budget SECONDS allows more"
+                )
+            points, said, interrupted = self._measured(points, scratch)
+            notes += said
+        except KeyboardInterrupt:
+            interrupted = True
+            points = points or self._points(self._best(base, top))
         return Advice(
             model=label,
             backend=self._asked.variant.id,
@@ -129,9 +140,19 @@ class Advising:
             device=self._asked.device,
             narrow=len(names),
             tried=self._tried,
-            points=measured,
-            notes=notes + said,
+            points=points,
+            notes=notes,
+            interrupted=interrupted,
         )
+
+    def _best(self, base: float, top: int) -> list[tuple[str, ...]]:
+        """Return the stretches that gained most among all that were tried, each for itself."""
+        tried = [sensitivity.tried(keep, _distance(rows), base) for keep, rows in self._rows.items() if keep]
+        return [trial.nodes for trial in sensitivity.ranked(tried) if trial.gain > 0][:top]
+
+    def _points(self, chosen: Sequence[tuple[str, ...]]) -> list[Point]:
+        had = [keep for keep in chosen if keep in self._rows or self._drift(keep) is not None]
+        return [self._point(NOTHING, ()), *(self._point(_few(keep), keep) for keep in had)]
 
     def _narrow(self) -> protocol.NarrowNodes:
         request = protocol.ListNarrow(source=str(self._source.folder), graph=str(self._graph.folder))
@@ -155,11 +176,13 @@ class Advising:
         )[0]
 
     def _drift(self, keep: Sequence[str]) -> float | None:
-        self._tried += 1
-        self._say(f"trial {self._tried}: {_few(keep)} in float32")
+        self._say(f"trial {self._tried + 1}: {_few(keep)} in float32")
         try:
             rows = self._judged(self._converted(keep))
         except HarnessError:
+            rows = None
+        self._tried += 1
+        if rows is None:
             return None
         self._rows[tuple(keep)] = rows
         return _distance(rows)
@@ -192,19 +215,23 @@ class Advising:
 
     # ---- what it costs
 
-    def _measured(self, points: list[Point], scratch: Path) -> tuple[list[Point], list[str]]:
-        """Measure the points, and all of it in float32, side by side in one launch."""
+    def _measured(self, points: list[Point], scratch: Path) -> tuple[list[Point], list[str], bool]:
+        """Measure the points, and all of it in float32, side by side in one launch.
+
+        Returns:
+            The points, what is to be noted, and whether Ctrl-C ended the launch.
+        """
         seats, reasons = self._seats(points)
         if not seats or seats[0].case != _case(0):
-            return points, [f"nothing was measured: {reasons[0]}"]
+            return points, [f"nothing was measured: {reasons[0]}"], False
         seats.insert(1, dataclasses.replace(seats[0], case=_case(0) + CONTROL))
         schedule = Schedule(rounds=ROUNDS, slice_s=SLICE_S, input_sets=self._source.manifest.input_sets)
         conducted = conduct(
             seats, schedule, self._launcher, index=0, group=0, outputs=scratch, seed=self._seed, say=self._say
         )
-        if conducted.interrupted:
-            raise KeyboardInterrupt
-        points = [*points, self._in_float32(conducted.outputs.get(_case(len(points)), {}))]
+        outputs = conducted.outputs.get(_case(len(points)), {})
+        if outputs or not conducted.interrupted:  # they are fetched last
+            points = [*points, self._in_float32(outputs)]
         workload = Workload(
             key="sensitivity",
             model=self._source.manifest.model,
@@ -227,7 +254,7 @@ class Advising:
                     reason=error.message if error is not None else reasons.get(index, ""),
                 )
             )
-        return _marked(out), []
+        return _marked(out), [], conducted.interrupted
 
     def _seats(self, points: list[Point]) -> tuple[list[Seat], dict[int, str]]:
         """Compile the points, and the float32 graph after them; return also why some have no engine."""
@@ -307,10 +334,13 @@ def text(advice: Advice) -> str:
     headers = ["in float32", "nodes", "rel. L2", "check", "p50 ms", "time ratio [99 %]", "drift bought a ms", "best"]
     about = (
         f"{advice.narrow} nodes compute in {advice.precision}; {advice.tried} choices of what stays in float32 were "
-        "tried. One launch, so the ratios lack how processes differ."
+        "tried."
     )
+    if any(point.ratio for point in advice.points):
+        about += " One launch, so the ratios lack how processes differ."
     table = tabulate(rows, headers=headers, disable_numparse=True)
-    return "\n\n".join([head, table, about, *advice.notes]) + "\n"
+    parts = [head, *([INTERRUPTED] if advice.interrupted else []), table, about, *advice.notes]
+    return "\n\n".join(parts) + "\n"
 
 
 def _row(point: Point, advice: Advice) -> list[str]:

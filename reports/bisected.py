@@ -168,6 +168,8 @@ def _closing(found: Bisected) -> Iterator[str]:
             f"decided against a threshold of {percent(found.threshold)}. A quieter machine may tell; --cold measures "
             "anew."
         )
+    elif found.outcome == "interrupted":
+        yield "INTERRUPTED. What was measured is remembered: the same command goes on from here."
     for step in found.steps:
         yield _verdict(step, found)
     if found.rest is not None:

@@ -60,28 +60,29 @@ def draw_findings(report: Report) -> Page:
 
 
 def draw_listing(table: Table, places: Mapping[str, tuple[str | None, bool]]) -> Page:
-    """Return the page of a table of claims, without a format."""
-    pairs = [(claim, figure) for claim in table.claims for figure in claim.figures]
-    drawn: list[Drawn] = [
-        _text("claim", "claim", [claim.id for claim, _ in pairs]),
-        _text("device", "device", [claim.device for claim, _ in pairs]),
-        _text("model", "model", [figure.model or ", ".join(claim.models) for claim, figure in pairs]),
-        _text("figure", "figure", [_what(figure) for _, figure in pairs]),
-        _text("claimed", "claimed", [_claimed(figure) for _, figure in pairs]),
-        _text(
-            "tolerance", "tolerance", [percent(figure.tolerance) if figure.tolerance else "none" for _, figure in pairs]
-        ),
-        _text("here", "here", [_here(claim, figure, *places[claim.id]) for claim, figure in pairs]),
-    ]
-    blocks: list[Block] = [assembled(drawn)] if pairs else []
-    subjects = tuple(_line(claim, claim.subject) for claim in table.claims)
-    if subjects:
-        blocks.append(Section(title="of what", lines=subjects))
+    """Return the page of a table of claims, without a format: a section a claim, a line a figure.
+
+    No table of one row a figure: what a figure is of is too long for it to stay whole in a terminal.
+    """
+    blocks = tuple(
+        Section(
+            title=clean(f"{claim.id}: {claim.subject} ({', '.join(claim.models)}, {claim.device})"),
+            lines=tuple(_listed(claim, figure, *places[claim.id]) for figure in claim.figures),
+        )
+        for claim in table.claims
+    )
     count = sum(device is not None for device, _ in places.values())
     closing = (
         f"{count} of {counted(len(table.claims), 'claim', 'claims')} can be run on this machine, wholly or in part."
     )
-    return Page(title=f"claims of {clean(table.source)}", blocks=tuple(blocks), closing=closing)
+    return Page(title=f"claims of {clean(table.source)}", blocks=blocks, closing=closing)
+
+
+def _listed(claim: Claim, figure: Figure, device: str | None, elsewhere: bool) -> Line:
+    tolerance = f", tolerance {percent(figure.tolerance)}" if figure.tolerance else ""
+    here, possible = _here(claim, figure, device, elsewhere)
+    text = f"{_what(figure, several=True)}{tolerance}: {here}"
+    return Line(label=_claimed(figure), text=clean(text), emphasis="" if possible else "muted")
 
 
 def _columns(pairs: list[tuple[Checked, Judged]]) -> list[Drawn]:
@@ -150,14 +151,13 @@ def _shown(metric: str, value: float, number: Callable[[float], str] = significa
             return f"{number(value)}{'x' if metric == RATIO else ''}"
 
 
-def _here(claim: Claim, figure: Figure, device: str | None, elsewhere: bool) -> str:
+def _here(claim: Claim, figure: Figure, device: str | None, elsewhere: bool) -> tuple[str, bool]:
+    """Return where a figure would be measured on this machine, or what that needs; and whether it can be."""
     if claim.lacks or figure.lacks:
-        return "not by this command"
-    if device is None:
-        return f"needs the {claim.device}"
-    if not elsewhere:
-        return device
-    return f"on {device} instead" if figure.metric == RATIO else f"needs the {claim.device}"
+        return "not by this command", False
+    if device is None or (elsewhere and figure.metric != RATIO):
+        return f"needs the {claim.device}", False
+    return f"on {device} instead" if elsewhere else f"on {device}", True
 
 
 def _reasons(checked: list[Checked]) -> Iterator[Line]:

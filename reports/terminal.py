@@ -118,7 +118,7 @@ def _block(block: Block, paint: Paint, width: int | None) -> Iterator[str]:
             if lines := draw_timeline(block, width):
                 yield "\n".join(lines)
         case Section():
-            yield "\n".join([paint.bold(block.title), *_statements(block.lines, paint, width)])
+            yield "\n".join([paint.bold(_wrap(block.title, width)), *_statements(block.lines, paint, width)])
         case Failures():
             lines = [line for problem in block.problems for line in _problem(problem, paint, width)]
             yield "\n".join([paint.bold("failures"), *lines])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ class DirectLab:
         self.graph = graph or source
         self.precision = self.graph.manifest.precision
         self.engines = 0
+        self.engines_at_most = math.inf
+        """Ctrl-C is pressed when one more is wanted."""
         self._options = options
         self._scratch = scratch
         self._count = 0
@@ -149,6 +152,8 @@ class DirectLab:
         return Alone(folder=str(part.folder), nodes=nodes, shows=not drift.passed(rows), drift=rows[0], reproduce="")
 
     def _outputs(self, graph: Artifact) -> list[Mapping[str, np.ndarray]]:
+        if self.engines >= self.engines_at_most:
+            raise KeyboardInterrupt
         self.engines += 1
         request = CompileRequest(
             artifact=graph,

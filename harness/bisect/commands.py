@@ -20,7 +20,7 @@ from harness.bisect.found import NAMES, Bisected, Guilty, Outcome, Release, diff
 from harness.bisect.judging import COMPARABLE, Pairs, reproduce
 from harness.bisect.memory import Memory
 from harness.bisect.pairs import EXACT, FIGURES, Figure
-from harness.bisect.search import Found, Step, middle, needed, search
+from harness.bisect.search import Found, Judgement, Step, middle, needed, search
 from harness.bisect.versions import Installed, Released, Source, between
 from harness.cli import GATE_FAILED, INTERRUPTED, OK, compare
 from harness.commands import DEFAULT_MODEL, one_recipe
@@ -37,7 +37,12 @@ from harness.sourcecode import source_files
 from harness.sources import calibration_source
 from harness.workloads import asked_models
 
-CODES: dict[Outcome, int] = {"found": OK, "no_change": GATE_FAILED, "undecided": GATE_FAILED}
+CODES: dict[Outcome, int] = {
+    "found": OK,
+    "no_change": GATE_FAILED,
+    "undecided": GATE_FAILED,
+    "interrupted": INTERRUPTED,
+}
 IN_COMMON = (
     *("models", "dims", "shapes", "weights", "inputs", "precisions", "calibration", "calibration_samples"),
     *("calibration_method", "devices", "batch", "seed", "threads", "cpus", "opset", "input_sets", "launches", "budget"),
@@ -157,14 +162,21 @@ def _searched(asked: _Asked, narrator: Narrator) -> Bisected:
         more += asked.figure not in EXACT
         narrator.done(f"{left} version{'s'[: left > 1]} left, about {more} measurement{'s'[: more > 1]}")
 
-    found = search(
-        len(names),
-        lambda before, after: pairs.judge(names[before], names[after]),
-        say,
-        threshold=asked.given["threshold"],
-        exact=asked.figure in EXACT,
-        several=asked.figure != "status",
-    )
+    try:
+        found = search(
+            len(names),
+            lambda before, after: pairs.judge(names[before], names[after]),
+            say,
+            threshold=asked.given["threshold"],
+            exact=asked.figure in EXACT,
+            several=asked.figure != "status",
+        )
+    except KeyboardInterrupt:
+        if (ends := pairs.trials.get((names[0], names[-1]))) is None:  # nothing is known yet
+            raise
+        measured = sum(trial.change is not None for trial in pairs.trials.values())
+        found = Found(ends=Judgement(kind=ends.kind), steps=[], skipped={}, measurements=measured)
+        return msgspec.structs.replace(_bisected(asked, found, pairs, installed), outcome="interrupted")
     _refuse_ends(asked, pairs, installed)
     return _bisected(asked, found, pairs, installed)
 

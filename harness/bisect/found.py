@@ -22,7 +22,8 @@ NAMES: dict[Figure, str] = {
     "status": "status",
 }
 """Figures in running text."""
-Outcome = Literal["found", "no_change", "undecided"]
+Outcome = Literal["found", "no_change", "undecided", "interrupted"]
+"""`interrupted`: of what was measured by then only the trials are told, and no step."""
 
 
 class Release(Record, frozen=True, kw_only=True):

@@ -191,7 +191,9 @@ def test_an_interrupted_bisect_goes_on_where_it_was(bisect: Bisect, monkeypatch:
         patch.setattr(Comparison, "execute", interrupted)
         stopped = bisect(*STATUS, texts=texts)
     assert stopped.code == 130
-    assert not stopped.out
+    assert stopped.found["outcome"] == "interrupted"
+    (ends,) = stopped.found["trials"]
+    assert (ends["before"], ends["after"], ends["kind"]) == ("1.0", "1.5", "changed")
     said = bisect(*STATUS, texts=texts)
     assert said.pairs == [("1.3", "1.4")]
     first, second, *_ = said.found["trials"]

@@ -109,6 +109,26 @@ def test_the_command_prints_what_it_saves(compared: Run, cli: Cli, tmp_path: Pat
     assert "hint: choose another --save" in again.stderr
 
 
+def test_a_later_run_that_starts_from_the_engine_leaves_the_way_to_it(cli: Cli, tmp_path: Path) -> None:
+    command = ["compare", "--quick", "--model", "tiny", "--backends", "onnxruntime", "--input-sets", "1"]
+    for _ in range(2):
+        done = cli(*command)
+        assert done.returncode == 0, done.stderr
+    first, second = sorted((tmp_path / "results").glob("*-tiny-*"), key=lambda path: load_run(RunFolder(path)).created)
+    workload = load_run(RunFolder(first)).workloads[0]
+    (mine,), (theirs,) = workload.cases, load_run(RunFolder(second)).workloads[0].cases
+    assert not Path(mine.engine or "").exists()
+    (found,) = json.loads(cli("recommend", str(first), "--json", "--save", "deploy").stdout)["recommendations"]
+    assert found["engine"] == theirs.engine
+    (spec,) = deploying.input_specs(workload)
+    tried = f"\nimport numpy as np\nrun({{{spec.name!r}: np.zeros({spec.shape}, {spec.dtype!r})}})\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", found["snippet"] + tried], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "deploy" / "engine").is_dir()
+
+
 def artifact_of(run: Run) -> Artifact:
     """Return the export that a run was made with."""
     info = run.workloads[0].info

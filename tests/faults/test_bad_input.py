@@ -77,7 +77,10 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         ("compare --backends fake-ok:ms=-1", ["ms=-1: Expected `float` >= 0.0", "harness backends fake-ok"]),
         ("compare --backends fake-ok:ms=inf", ["ms=inf", "finite"]),
         ("compare --backends fake-ok:threads=0", ["threads=0"]),
-        ("compare --backends torch-compile:mode=fast", ["mode=fast: Invalid enum value"]),
+        (
+            "compare --backends torch-compile:mode=max-autotuned",
+            ["value of torch-compile:mode 'max-autotuned'; did you mean 'max-autotune'?", "hint: harness backends"],
+        ),
         ("compare --cpus fast", ["--cpus 'fast': neither the number of a CPU nor a group of CPUs", "hint: --cpus 0-3"]),
         ("compare --cpus 99999", ["there is no CPU 99999; this machine has 0"]),
         ("compare --cpus 0 --threads 2 --backends fake-ok", ["fake-ok has 2 threads, and --cpus 0 is 1 CPU"]),

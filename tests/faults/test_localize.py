@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from tests.planted import WIDTH, DirectLab, artifact, half, located, model, residual
 from tests.plugins.fake_faults import FaultOptions
-from tests.support import Cli
+from tests.support import Cli, interrupted
 
 TRIALS = range(20)
 FAULTS: tuple[Literal["bf16", "scale", "transpose"], ...] = ("bf16", "scale", "transpose")
@@ -147,6 +147,45 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
     done = cli(*again, "--quick", "--json")
     assert done.returncode == 1, "the reproduce line shows the drift"
     assert json.loads(done.stdout)["workloads"][0]["rows"][0]["status"] == "drifted"
+
+
+def test_ctrl_c_keeps_how_far_the_search_had_come(tmp_path: Path) -> None:
+    onnx.save(residual(3, layers=4), tmp_path / "net.onnx")
+    words = ["localize", "--model", "net.onnx", "--backend", "fake-faulty:fault=scale,node=out-1"]
+    words += ["--input-sets", "1", "--to", "alone", "--out", "results"]
+    code, shown, _ = interrupted([*words, "--json"], "engine 3: ", tmp_path)
+    assert code == 130
+    found = json.loads(shown)
+    assert (found["interrupted"], found["outcome"], found["alone"]) == (True, "narrowed", None)
+    assert "branch_1" in [*found["unseen"], found["tensor"]["name"]], "what the fault is in has not been ruled out"
+    assert 0 < len(found["unseen"]) < 8, "of 17 tensors: one engine has looked at eight of them"
+    assert not found["outputs"][0]["passed"]
+    (kept,) = tmp_path.glob("results/*/localization.json")
+    assert json.loads(kept.read_text()) == found
+    code, shown, _ = interrupted(words, "a model of what lies between", tmp_path)
+    assert code == 130
+    assert "INTERRUPTED: " in shown
+    assert "Drift begins at node" in shown, "that was found, and only the model of the node alone is missing"
+    assert "MatMul 'out-1'" in shown
+    assert not (tmp_path / "alone").exists(), "nothing is in the way of the same command"
+
+
+@pytest.mark.parametrize("layers", [4, 8])
+def test_wherever_it_is_interrupted_the_fault_is_not_ruled_out(layers: int, tmp_path: Path) -> None:
+    source = artifact(tmp_path / "source", residual(5, layers=layers))
+    options = FaultOptions(fault="fusion", node="mix-2")
+    whole = located(DirectLab(tmp_path / "whole", source, options))
+    for engines in range(2, whole.engines + 1):
+        lab = DirectLab(tmp_path / f"part-{engines}", source, options)
+        lab.engines_at_most = engines - 1
+        found = located(lab)
+        assert found.interrupted
+        assert whole.tensor is not None and found.tensor is not None
+        assert whole.tensor.name in [*found.unseen, found.tensor.name], engines
+    blank = DirectLab(tmp_path / "none", source, options)
+    blank.engines_at_most = 0
+    with pytest.raises(KeyboardInterrupt):
+        located(blank)
 
 
 def test_command_on_a_backend_that_dies(cli: Cli, tmp_path: Path) -> None:

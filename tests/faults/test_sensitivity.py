@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from harness.errors import UnsupportedError
 from harness.graph_cuts import Graph
 from tests.faults.test_localize import overflowing
 from tests.planted import artifact, residual
-from tests.support import Cli
+from tests.support import Cli, interrupted
 
 
 def converted(source: Artifact, folder: Path, precision: str, keep: list[str], ranges: str | None = None) -> Graph:
@@ -92,6 +93,36 @@ def test_command(cli: Cli, tmp_path: Path) -> None:
     assert all(point["p50_ms"] > 0 for point in advice["points"])
     assert kept["ratio"][1] <= kept["ratio"][0] <= kept["ratio"][2]
     assert list((tmp_path / "results").glob("*-sensitivity-net.onnx-*/sensitivity.json"))
+
+
+def test_ctrl_c_keeps_what_was_tried_and_the_same_command_converts_nothing_again(cli: Cli, tmp_path: Path) -> None:
+    onnx.save(overflowing(far=False), tmp_path / "net.onnx")
+    words = ["sensitivity", "--model", "net.onnx", "--backend", "fake-faulty:half=true", "--precision", "fp16"]
+    words += ["--input-sets", "1", "--out", str(tmp_path / "results")]
+    code, shown, _ = interrupted([*words, "--json"], "trial 5: ", tmp_path)
+    assert code == 130
+    advice = json.loads(shown)
+    assert (advice["interrupted"], advice["tried"]) == (True, 4)
+    assert [(point["name"], point["passed"]) for point in advice["points"]] == [
+        ("nothing", False),
+        ("square, root", True),
+    ]
+    (kept,) = tmp_path.glob("results/*/sensitivity.json")
+    assert json.loads(kept.read_text()) == advice
+
+    def graphs() -> dict[str, int]:
+        found = Path(os.environ["HARNESS_CACHE"]).glob("exports/**/model.onnx")
+        return {str(path): path.stat().st_mtime_ns for path in found}
+
+    converted = graphs()
+    assert len(converted) >= 6, "as exported, nothing kept, and four trials"
+    code, shown, _ = interrupted(words, "launch 1: round 3", tmp_path)
+    assert code == 130
+    assert "INTERRUPTED: " in shown
+    (row,) = [line.split() for line in shown.splitlines() if line.startswith("square, root")]
+    assert row[4] == "pass"
+    assert float(row[5]) > 0, "what was sampled before counts"
+    assert {path: when for path, when in graphs().items() if path in converted} == converted
 
 
 @pytest.mark.parametrize(

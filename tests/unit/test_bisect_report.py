@@ -138,6 +138,7 @@ def test_the_first_that_does_not_work() -> None:
     [
         ("no_change", "like", 1.01, "There is no step: 1.4 has 1.010x [1.000, 1.020] the latency of 1.0"),
         ("undecided", "undecided", 1.04, "The ends cannot be told apart: 1.4 has 1.040x [1.030, 1.050]"),
+        ("interrupted", "changed", 1.4, "INTERRUPTED. What was measured is remembered: the same command goes on"),
     ],
 )
 def test_ends_without_a_step(outcome: Any, kind: Any, ratio: float, says: str) -> None:

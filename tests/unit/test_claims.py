@@ -326,6 +326,17 @@ class TestWords:
         assert "\x1b" not in listed
         assert "<script>" not in listed
 
+    @pytest.mark.parametrize("width", [80, 100, 140])
+    def test_a_listed_figure_stays_with_its_claim_however_narrow_the_terminal(self, width: int) -> None:
+        places: dict[str, tuple[str | None, bool]] = dict.fromkeys(CLAIMS, (None, True))
+        text = listing(Table(source="s", claims=list(CLAIMS.values())), places=places, format_="terminal", width=width)
+        assert max(map(len, text.splitlines())) <= width
+        parts = [" ".join(part.split()) for part in text.split("\n\n")]
+        for one in CLAIMS.values():
+            (own,) = [part for part in parts if part.startswith(f"{one.id}: ")]
+            assert one.subject in own
+            assert all(f"of {each.composition or each.case}" in own for each in one.figures)
+
     def test_an_empty_table_says_so(self) -> None:
         assert draw_findings(Report(source="s", checked=[])).closing == "There is no claim in the table."
 
@@ -385,7 +396,8 @@ class TestCommand:
     def test_listed(self, cli: Cli) -> None:
         done = cli("claims", "--list", "--format", "markdown", environment={"CUDA_VISIBLE_DEVICES": ""})
         assert done.returncode == 0, done.stderr
-        assert "| L1 | RTX 4090 | layernorm-sigmoid |" in done.stdout
+        assert "PyTorch (layernorm-sigmoid, RTX 4090)" in done.stdout
+        assert "- **0.73x**: time ratio of torch-compile over eager, tolerance 10 %: on cpu instead" in done.stdout
         assert "3 of 17 claims can be run on this machine" in done.stdout
 
     def test_a_name_that_nobody_knows(self, cli: Cli) -> None:

@@ -60,8 +60,11 @@ def test_settings_stand_beside_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ("task=clasification", r"settings of net\.onnx: Invalid enum value 'clasification'"),
-        ("images=square", "Invalid enum value 'square'"),
+        (
+            "task=clasification",
+            r"value of net\.onnx:task 'clasification'; did you mean 'classification'\? Known: classification,",
+        ),
+        ("images=square", r"unknown value of net\.onnx:images 'square'\. Known: crop, imagenet, letterbox"),
         ("tokenizer=none.json", r"none\.json does not exist"),
         ("taks=tokens", "a size from 1 to"),
     ],

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from harness.engines import (
+    FILES,
     MANIFEST,
     Engine,
     EngineStore,
@@ -20,9 +21,12 @@ from harness.engines import (
     delete_unless_in_use,
     engines_root,
     in_use,
+    where_now,
 )
 from harness.errors import StoreError
 from harness.protocol import CaseSpec, Opened
+from harness.records import Case
+from tests.example_runs import case
 from tests.support import ROOT, Cli
 
 SPEC = CaseSpec(
@@ -133,6 +137,26 @@ def test_prune_deletes_engines_of_runs_that_are_over_and_keeps_those_of_living_o
         assert living.is_dir()
         assert not over.exists()
         assert store.read(living) == ENGINE
+
+
+def test_an_engine_is_found_again_in_the_run_that_took_it_over() -> None:
+    def of(store: EngineStore, created: str) -> Case:
+        folder = put(store, created=created)
+        (folder / FILES).mkdir()
+        return case("x", engine=str(folder / FILES), engine_created=created, versions=ENGINE.versions)
+
+    first = of(EngineStore("first"), ENGINE.created)
+    assert where_now(first) == Path(first.engine or "")
+    with EngineStore("again") as store:
+        again = of(store, ENGINE.created)
+        store.prune(Path(again.engine or "").parent)
+    assert where_now(first) == where_now(again) == Path(again.engine or ""), "the same engine under another name"
+    with EngineStore("anew") as store:
+        anew = of(store, "2026-02-02T00:00:00+00:00")
+        store.prune(Path(anew.engine or "").parent)
+    assert where_now(first) is None, "this one was compiled anew: it is not the one that was measured"
+    assert where_now(anew) is not None
+    assert where_now(case("x", engine=None)) is None
 
 
 def test_engine_can_be_deleted_once_its_run_is_over() -> None:

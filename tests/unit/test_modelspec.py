@@ -79,7 +79,7 @@ def test_a_path_is_found_from_where_the_user_stands(root: Path) -> None:
         ("tiny:depth=2", "unknown setting of tiny 'depth'"),
         ("tiny:batch=", "is not a setting"),
         ("tiny:batch=1,batch=2", "given twice"),
-        ("llama-decode:size=900b", "size"),
+        ("llama-decode:size=900b", r"value of llama-decode:size '900b'.* Known: 1b, 3b, 8b, tiny"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, says: str, root: Path) -> None:

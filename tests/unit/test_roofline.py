@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,19 +210,24 @@ class TestDatasheets:
         assert of_machine(machine, ["cuda:0"], [own, ceiling(name="another")]) == [own]
 
 
+def rated_one_by_one(precisions: Sequence[str], rate: float = 1e11) -> Iterator[protocol.Rated]:
+    for index, one in enumerate(precisions):
+        memory = [(1 << 20, 1e10)] if index == 0 else []
+        yield protocol.Rated(matrix={one: rate}, memory=memory, refused={}, version="2.13")
+
+
 class TestCommand:
     def test_measures_once_for_a_precision(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         asked: list[list[str]] = []
 
-        def measure(device: str, threads: int, precisions: list[str]) -> protocol.Rated:
+        def measured(device: str, threads: int, precisions: list[str]) -> Iterator[protocol.Rated]:
             asked.append(list(precisions))
-            rates = dict.fromkeys(precisions, 1e11)
-            return protocol.Rated(matrix=rates, memory=[(1 << 20, 1e10)], refused={}, version="2.13")
+            return rated_one_by_one(precisions)
 
         monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-        monkeypatch.setattr(ceilings, "_measure", measure)
+        monkeypatch.setattr(ceilings, "_measured", measured)
         for precision, refresh in (("fp32", False), ("fp32", False), ("fp32,bf16", False), ("fp32", True)):
             run_ceilings("cpu", 2, precision, refresh=refresh, as_json=True, quiet=True)
         assert asked == [["fp32"], ["bf16"], ["fp32"]]
@@ -229,6 +235,34 @@ class TestCommand:
         assert kept.matrix == {"fp32": 1e11}
         shown = capsys.readouterr().out
         assert json.loads(shown[: shown.index("\n}") + 2])["matrix"] == {"fp32": 1e11}
+
+    @pytest.mark.parametrize("refresh", [False, True])
+    def test_ctrl_c_keeps_what_was_measured(
+        self, refresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        asked: list[list[str]] = []
+
+        def measured(device: str, threads: int, precisions: list[str]) -> Iterator[protocol.Rated]:
+            asked.append(list(precisions))
+            yield from rated_one_by_one(precisions[:2], rate=2e11)
+            if len(precisions) > 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+        if refresh:
+            monkeypatch.setattr(ceilings, "_measured", lambda *asks: rated_one_by_one(asks[2]))
+            run_ceilings("cpu", 2, "fp32,bf16,int8", refresh=False, as_json=False, quiet=True)
+        capsys.readouterr()
+        monkeypatch.setattr(ceilings, "_measured", measured)
+        assert run_ceilings("cpu", 2, "fp32,bf16,int8", refresh=refresh, as_json=True, quiet=True) == 130
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["matrix"] == {"fp32": 2e11, "bf16": 2e11}
+        assert "not measured: int8" in shown.err
+        (kept,) = stored()
+        assert kept.matrix == {"fp32": 2e11, "bf16": 2e11} | ({"int8": 1e11} if refresh else {})
+        assert kept.memory, "comes with the first precision"
+        assert run_ceilings("cpu", 2, "fp32,bf16,int8", refresh=False, as_json=True, quiet=True) == 0
+        assert asked[1:] == ([] if refresh else [["int8"]])
 
     def test_a_damaged_file_counts_as_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
@@ -310,8 +344,7 @@ class TestCommand:
         FakeNvml([FakeCard(uuid="GPU-1", name="NVIDIA L4"), FakeCard(uuid="GPU-2")]).install(monkeypatch)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-        rated = protocol.Rated(matrix={"fp32": 5e13}, memory=[(1 << 20, 1e12)], refused={}, version="2.13")
-        monkeypatch.setattr(ceilings, "_measure", lambda *_: rated)
+        monkeypatch.setattr(ceilings, "_measured", lambda *_: rated_one_by_one(["fp32"], rate=5e13))
         run_ceilings("cuda", None, "fp32", refresh=False, as_json=True, quiet=True)
         (kept,) = of_machine(described([]), ["cuda:0"], stored())
         assert (kept.device, kept.name, kept.matrix) == ("cuda:0", "NVIDIA GeForce RTX 4090", {"fp32": 5e13})
@@ -320,6 +353,8 @@ class TestCommand:
         with launcher.start("rates") as worker:
             request = protocol.Rates(device="cpu", precisions=["fp32", "tf32"], threads=1)
             rated = worker.call(request, protocol.Rated, timeout_s=120)
+            without = protocol.Rates(device="cpu", precisions=["tf32"], threads=1, memory=False)
+            assert worker.call(without, protocol.Rated, timeout_s=120).memory == []
         assert rated.matrix["fp32"] > 1e8
         assert rated.refused == {"tf32": "RuntimeError: a CPU has no TensorFloat-32"}
         assert [size for size, _ in rated.memory] == sorted(size for size, _ in rated.memory)

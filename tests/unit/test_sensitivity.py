@@ -73,6 +73,19 @@ def test_an_overflow_across_three_stretches_is_found() -> None:
     assert far <= set(explore(NODES, math.inf, drift, trials=60)[0].nodes)
 
 
+def test_a_stretch_stays_whole_where_time_was_up_before_its_best_part_was_tried() -> None:
+    added = {"n0": 0.1, "n9": 1.0}
+    oracle = Sum(added)
+    left = 7  # the six stretches, and the first third of the first
+
+    def drift(keep: Sequence[str]) -> float | None:
+        return oracle(keep) if len(oracle.asked) < left else None
+
+    found = explore(NODES, sum(added.values()), drift, trials=60)
+    assert found[0].nodes == tuple(NODES[:10])
+    assert found[0].gain == pytest.approx(1.1), "what it was known to gain is not lost"
+
+
 def test_where_nothing_gains_nothing_is_advised() -> None:
     found = explore(NODES[:3], 1.0, lambda keep: 1.0, trials=60)
     assert len(found) == 3
