@@ -215,8 +215,8 @@ def _payback(summary: WorkloadSummary) -> list[str]:
     if found is None or found.kind != "after" or found.high is None:
         return []
     return [
-        f"Its longer compilation pays for itself after {found.inferences:,} inferences "
-        f"({found.low:,} to {found.high:,})."
+        f"What {winner.case.id} takes longer to compile than {summary.baseline} pays for itself after "
+        f"{found.inferences:,} inferences ({found.low:,} to {found.high:,})."
     ]
 
 
