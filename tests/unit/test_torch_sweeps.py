@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from backends import torch_shapes
-from backends.torch_compile import TorchCompile
-from harness.api import DynamicShapes, Session
+from backends.torch_compile import TorchCompile, TorchCompileOptions
+from harness.api import DynamicShapes, SavedEngine, Session, TensorSpec
 from harness.errors import RunError, UnsupportedError
 
 torch = pytest.importorskip("torch")
@@ -108,6 +108,29 @@ def test_a_convolution_runs_at_every_size_of_a_sweep(way: dict[str, Any], tmp_pa
         runs(made, sweep, folder, (33, 1, 8, 8), **way)
 
 
+def test_a_snippet_runs_the_package_of_each_size(tmp_path: Path) -> None:
+    made, sweep, folder = Pictures().eval(), over_batches(1, 32), tmp_path / "engine"
+    compiled(made, sweep, folder, (32, 1, 8, 8), aot=True)
+    lines = TorchCompile.snippet(
+        SavedEngine(
+            options=TorchCompileOptions(aot=True, dynamic=True),
+            provider="aot-inductor",
+            device="cpu",
+            precision="fp32",
+            threads=1,
+            inputs=(TensorSpec(name="x", dtype="float32", shape=(4, 1, 8, 8)),),
+        )
+    )
+    names: dict[str, Any] = {"ENGINE": folder}
+    exec(lines, names)
+    for batch in (1, 4, 32):
+        x = np.random.default_rng(batch).standard_normal((batch, 1, 8, 8), dtype=np.float32)
+        with torch.no_grad():
+            np.testing.assert_allclose(names["run"]({"x": x})[0], made(torch.tensor(x)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="the engine holds for"):
+        names["run"]({"x": np.zeros((33, 1, 8, 8), np.float32)})
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_transformer_runs_at_every_size_of_a_sweep(way: dict[str, Any], tmp_path: Path) -> None:
     made, sweep, folder = Words().eval(), over_batches(1, 32), tmp_path / "engine"
@@ -143,17 +166,13 @@ def test_the_engine_of_a_sweep_recompiles_nowhere_in_its_own_process(tmp_path: P
 
 
 def test_sizes_that_are_no_range_are_unsupported_and_say_so(tmp_path: Path) -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"torch cannot leave batch free.*(% 8|Mod)"
-    ):
+    with pytest.raises(UnsupportedError, match=r"torch cannot leave batch free.*(% 8|Mod)"):
         compiled(Parted().eval(), over_batches(1, 32), tmp_path / "engine", (32, 1, 8, 8))
 
 
 def test_more_graphs_than_dynamo_keeps_are_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    with pytest.raises(
-        UnsupportedError, match="torch would need 3 graphs to leave batch free .* it keeps 2"
-    ):
+    with pytest.raises(UnsupportedError, match=r"torch would need 3 graphs to leave batch free .* it keeps 2"):
         compiled(Pictures().eval(), over_batches(1, 32), tmp_path / "engine", (32, 1, 8, 8))
 
 
