@@ -22,9 +22,9 @@ from backends.torch_module import (
     probe_torch,
     settle,
 )
-from backends.torch_package import build_packages, open_package, package
+from backends.torch_package import build_packages, loader, open_package
 from backends.torch_placement import placement
-from backends.torch_session import FACTS, Inputs, SavedFacts, TorchSession, saved_facts
+from backends.torch_session import Inputs, SavedFacts, TorchSession, saved_facts
 from backends.torch_shapes import (
     Bounds,
     Region,
@@ -53,26 +53,6 @@ from harness.errors import CompileError, UnavailableError, UnsupportedError, Usa
 
 if TYPE_CHECKING:
     import torch
-
-_OPENS_ONE = """\
-package = torch._inductor.aoti_load_package(str(ENGINE / "{package}"))
-"""
-_OPENS_SEVERAL = """\
-regions = json.loads((ENGINE / "{facts}").read_text())["regions"]  # smallest and largest shape, input by input
-names = ["model.pt2", *(f"model-{{index}}.pt2" for index in range(1, len(regions)))]
-packages = [torch._inductor.aoti_load_package(str(ENGINE / name)) for name in names]
-
-
-def package(*tensors):
-    for region, run in zip(regions, packages):
-        if all(
-            low <= size <= high
-            for (lows, highs), tensor in zip(region, tensors)
-            for low, size, high in zip(lows, tensor.shape, highs)
-        ):
-            return run(*tensors)
-    raise ValueError(f"the engine holds for {{regions}}, got {{[tuple(tensor.shape) for tensor in tensors]}}")
-"""
 
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes in which Inductor replays CUDA graphs."""
@@ -146,27 +126,7 @@ class TorchCompile(Backend):
         if (engine.device, engine.precision) != ("cpu", "fp32"):
             on = f"{engine.precision} on {engine.device}"
             raise UnsupportedError(f"loading a package by itself was tried in fp32 on a CPU only, not in {on}")
-        names = ", ".join(f'"{spec.name}"' for spec in engine.inputs)
-        layout = "t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t"
-        lay_out = f"\n    tensors = [{layout} for t in tensors]" if options.channels_last else ""
-        opening = _OPENS_SEVERAL.format(facts=FACTS) if options.dynamic else _OPENS_ONE.format(package=package())
-        imports = ["import json\n"] if options.dynamic else []
-        imports += ["import torch", "import torch._inductor"]
-        return (
-            "\n".join(imports)
-            + f"""
-
-torch.set_num_threads({engine.threads})
-{opening}
-
-def run(inputs):
-    tensors = [torch.tensor(inputs[name]) for name in ({names},)]{lay_out}
-    with torch.inference_mode():
-        outputs = package(*tensors)
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-"""
-        )
+        return loader(engine)
 
     def compile(self, request: CompileRequest) -> Session:
         options = _options(request)

@@ -10,13 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 from backends.torch_cuda import Place
 from backends.torch_errors import tell
-from backends.torch_module import options_of
+from backends.torch_module import TorchOptions, options_of
+from backends.torch_session import FACTS
 from backends.torch_shapes import Region, bounds, cut, export_shapes, not_free, rest
-from harness.api import CompileRequest, DynamicShapes
+from harness.api import CompileRequest, DynamicShapes, SavedEngine
 from harness.errors import RunError
 
 if TYPE_CHECKING:
     import torch
+
+
+_OPENS_ONE = """\
+package = torch._inductor.aoti_load_package(str(ENGINE / "{package}"))
+"""
+_OPENS_SEVERAL = """\
+regions = json.loads((ENGINE / "{facts}").read_text())["regions"]  # smallest and largest shape, input by input
+names = ["model.pt2", *(f"model-{{index}}.pt2" for index in range(1, len(regions)))]
+packages = [torch._inductor.aoti_load_package(str(ENGINE / name)) for name in names]
+
+
+def package(*tensors):
+    for region, run in zip(regions, packages):
+        if all(
+            low <= size <= high
+            for (lows, highs), tensor in zip(region, tensors)
+            for low, size, high in zip(lows, tensor.shape, highs)
+        ):
+            return run(*tensors)
+    raise ValueError(f"the engine holds for {{regions}}, got {{[tuple(tensor.shape) for tensor in tensors]}}")
+"""
 
 
 def package(index: int = 0) -> str:
@@ -77,6 +99,31 @@ def open_package(engine_dir: Path, request: CompileRequest, place: Place, index:
     except RuntimeError as exc:
         tell(exc)
         raise RunError(f"the AOTInductor package does not load: {exc}") from exc
+
+
+def loader(engine: SavedEngine) -> str:
+    """Return the lines that open packages without harness; see `Backend.snippet()`."""
+    options = engine.options
+    assert isinstance(options, TorchOptions)
+    names = ", ".join(f'"{spec.name}"' for spec in engine.inputs)
+    layout = "t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t"
+    lay_out = f"\n    tensors = [{layout} for t in tensors]" if options.channels_last else ""
+    opening = _OPENS_SEVERAL.format(facts=FACTS) if options.dynamic else _OPENS_ONE.format(package=package())
+    imports = "import json\n\n" if options.dynamic else ""
+    return f"""\
+{imports}import torch
+import torch._inductor
+
+torch.set_num_threads({engine.threads})
+{opening}
+
+def run(inputs):
+    tensors = [torch.tensor(inputs[name]) for name in ({names},)]{lay_out}
+    with torch.inference_mode():
+        outputs = package(*tensors)
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+"""
 
 
 def _build(

@@ -27,6 +27,7 @@ def sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     with one_process():
         yield
 
