@@ -171,9 +171,9 @@ def test_sizes_that_are_no_range_are_unsupported_and_say_so(tmp_path: Path) -> N
         compiled(Parted().eval(), over_batches(1, 32), tmp_path / "engine", (32, 1, 8, 8))
 
 
-def test_more_graphs_than_dynamo_keeps_are_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    with pytest.raises(UnsupportedError, match=r"torch would need 3 graphs to leave batch free .* it keeps 2"):
+def test_more_graphs_than_dynamo_keeps_are_unsupported(tmp_path: Path) -> None:
+    said = r"torch would need 3 graphs to leave batch free .* it keeps 2"
+    with torch._dynamo.config.patch(recompile_limit=2), pytest.raises(UnsupportedError, match=said):
         compiled(Pictures().eval(), over_batches(1, 32), tmp_path / "engine", (32, 1, 8, 8))
 
 
