@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,21 +23,32 @@ from backends.torch_module import (
     probe_torch,
     settle,
 )
-from backends.torch_package import PACKAGE, build_package, open_package
+from backends.torch_package import build_packages, loader, open_package
 from backends.torch_placement import placement
 from backends.torch_session import Inputs, SavedFacts, TorchSession, saved_facts
-from backends.torch_shapes import cut, mark, not_free, ones, sizes_of_one
+from backends.torch_shapes import (
+    Bounds,
+    Region,
+    bounds,
+    cut,
+    holding,
+    mark,
+    narrower,
+    not_free,
+    rest,
+    split_at_one,
+    told,
+    too_many,
+)
 from harness.api import (
     Availability,
     Backend,
     BackendOptions,
     Capabilities,
     CompileRequest,
-    DynamicShapes,
     SavedEngine,
     Scalar,
     Session,
-    TensorSpec,
 )
 from harness.errors import CompileError, UnavailableError, UnsupportedError, UsageError
 
@@ -123,24 +135,7 @@ class TorchCompile(Backend):
         if (engine.device, engine.precision) != ("cpu", "fp32"):
             on = f"{engine.precision} on {engine.device}"
             raise UnsupportedError(f"loading a package by itself was tried in fp32 on a CPU only, not in {on}")
-        names = ", ".join(f'"{spec.name}"' for spec in engine.inputs)
-        layout = "t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t"
-        lay_out = f"\n    tensors = [{layout} for t in tensors]" if options.channels_last else ""
-        return f"""\
-import torch
-import torch._inductor
-
-torch.set_num_threads({engine.threads})
-package = torch._inductor.aoti_load_package(str(ENGINE / "{PACKAGE}"))
-
-
-def run(inputs):
-    tensors = [torch.tensor(inputs[name]) for name in ({names},)]{lay_out}
-    with torch.inference_mode():
-        outputs = package(*tensors)
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-"""
+        return loader(engine)
 
     def compile(self, request: CompileRequest) -> Session:
         options = _options(request)
@@ -151,24 +146,30 @@ def run(inputs):
                 inputs = _inputs(request, place)
             with request.stage("build"):
                 if options.aot:
-                    nodes = build_package(module, inputs.tensors, request, _inductor_config(request))
-                    facts |= {"graphs": 1, "graph_breaks": 0, "aot": True, **lowered(module, request)}
-                    saved = SavedFacts(facts=facts, notes=left_in_float(facts), placement=nodes, card=place.card())
+                    nodes, regions = build_packages(module, inputs.tensors, request, _inductor_config(request))
+                    facts |= {"graphs": len(regions) or 1, "graph_breaks": 0, "aot": True, **lowered(module, request)}
+                    saved = SavedFacts(
+                        facts=facts,
+                        notes=[*left_in_float(facts), *told(regions, "packages")],
+                        placement=nodes,
+                        card=place.card(),
+                        regions=[bounds(request, region) for region in regions],
+                    )
                     return _packaged(request.engine_dir, request, place, saved, inputs)
-                traced = _first_calls(module, inputs, request, place)
-                for sizes in ones(request.dynamic):
-                    # Sizes of 1 have code of their own; the sweep will ask for it, and it belongs to this engine.
-                    small = cut(inputs.tensors, request, sizes)
-                    _call(traced.compiled, small, request.dynamic, request.artifact.inputs)
-            facts |= {**traced.facts, "graphs": _graphs(), **lowered(module, request)}
-            notes = [*_notes(facts), *left_in_float(facts), *traced.notes]
+                traced, regions = _all_calls(module, inputs, request, place)
+            facts |= {**traced.facts, **lowered(module, request)}
+            kind = "sets of graphs" if _breaks() else "graphs"
+            notes = [*_notes(facts), *left_in_float(facts), *traced.notes, *told(regions, kind)]
             if options.mode == "reduce-overhead" and place.stream is None:
                 notes.append("mode=reduce-overhead means CUDA graphs: on a CPU it changes nothing")
-            saved = SavedFacts(facts=facts, notes=notes, card=place.card())
+            saved = SavedFacts(
+                facts=facts, notes=notes, card=place.card(), regions=[bounds(request, region) for region in regions]
+            )
             return _session(traced.compiled, module, request, place, saved, inputs)
 
     def load(self, engine_dir: Path, request: CompileRequest) -> Session:
         import torch._inductor.config
+        from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
         with in_words():
             if _options(request).aot:
@@ -181,10 +182,13 @@ def run(inputs):
             module, place, _ = prepare(request)
             _require_triton(place)
             inputs = _inputs(request, place)
-            traced = _first_calls(module, inputs, request, place)
+            region = saved.regions[holding(saved.regions, request)] if request.dynamic else None
+            try:
+                traced = _first_calls(module, inputs.tensors, request, place, region)
+            except ConstraintViolationError as exc:
+                assert request.dynamic is not None
+                raise not_free(request.dynamic, exc) from exc
             notes = list(dict.fromkeys([*saved.notes, *traced.notes]))
-            if sizes := sizes_of_one(request):
-                notes.append(f"torch.compile does not generalise over sizes of 1: {sizes} runs a graph of its own")
             if not traced.facts["cache_hits"] or (request.dynamic and _missed()):
                 notes.append("a warm start found no graph for this shape in Inductor's cache and compiled it anew")
             saved = msgspec.structs.replace(saved, notes=notes)
@@ -244,7 +248,56 @@ def _inductor_config(request: CompileRequest) -> dict[str, Any]:
     return config
 
 
-def _first_calls(module: torch.nn.Module, inputs: Inputs, request: CompileRequest, place: Place) -> _Traced:
+def _all_calls(
+    module: torch.nn.Module, inputs: Inputs, request: CompileRequest, place: Place
+) -> tuple[_Traced, list[Region]]:
+    """Compile by calling: for a sweep until every size of it has its graph.
+
+    Returns:
+        What was compiled, and for a sweep what each graph holds for, the largest sizes first.
+
+    Raises:
+        UnsupportedError: The model cannot leave the dimensions of the sweep free, or takes too many graphs for it.
+    """
+    import torch
+    from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
+
+    dynamic = request.dynamic
+    if dynamic is None:
+        return _first_calls(module, inputs.tensors, request, place, None), []
+    first: _Traced | None = None
+    covered: list[Region] = []
+    pending, refused = split_at_one(dynamic), 0
+    while pending:
+        if (count := len(covered) + len(pending)) > (limit := torch._dynamo.config.recompile_limit):
+            raise too_many(dynamic, count, limit)
+        region = pending.pop(0)
+        sizes = bounds(request, region)
+        arguments = cut(inputs.tensors, sizes)
+        try:
+            if first is None:
+                first = _first_calls(module, arguments, request, place, sizes)
+            else:
+                _call(first.compiled, arguments, sizes)
+        except ConstraintViolationError as exc:
+            # Inductor has compiled the graph by now, and finds it in its cache when it is asked for less.
+            refused += 1
+            part = narrower(region, exc, module, request)
+            pending = [part, *rest(region, part), *pending]
+        else:
+            covered.append(region)
+    assert first is not None
+    facts = {**first.facts, "graphs": _graphs() - refused, "graph_breaks": _breaks()}
+    return dataclasses.replace(first, facts=facts), covered
+
+
+def _first_calls(
+    module: torch.nn.Module,
+    arguments: Sequence[torch.Tensor],
+    request: CompileRequest,
+    place: Place,
+    region: Bounds | None,
+) -> _Traced:
     """Compile by calling; where Inductor uses CUDA graphs, twice more: to record them, and to replay them."""
     import torch
     import torch._inductor.config
@@ -254,12 +307,12 @@ def _first_calls(module: torch.nn.Module, inputs: Inputs, request: CompileReques
     torch._inductor.config.freezing = bool(config.get("freezing"))
     compiled: Any = torch.compile(module, fullgraph=options.fullgraph, options=config)
     if not _records(request, place):
-        _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
+        _call(compiled, arguments, region)
         return _Traced(compiled=compiled, facts=_counted(), notes=[])
     with watch(place.device) as recording, torch.inference_mode():
-        _call(compiled, inputs.tensors, request.dynamic, request.artifact.inputs)
+        _call(compiled, arguments, region)
         for _ in range(2):
-            compiled(*inputs.tensors)
+            compiled(*arguments)
         place.stream.synchronize()
     facts = {**_counted(), "cuda_graphs": recording.graphs}
     return _Traced(compiled=compiled, facts=facts, notes=_left_out(recording, options.mode))
@@ -274,22 +327,18 @@ def _left_out(recording: Recording, mode: str) -> list[str]:
 
 
 def _call(
-    compiled: Any, arguments: Sequence[torch.Tensor], dynamic: DynamicShapes | None, specs: tuple[TensorSpec, ...]
+    compiled: Any, arguments: Sequence[torch.Tensor], region: Bounds | None
 ) -> Any:  # whatever the module returns
-    """Call for the first time at a shape, which compiles."""
+    """Call for the first time at a shape, which compiles; with a region for all of its sizes."""
     import torch
-    from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
-    if dynamic is not None:
-        mark(arguments, dynamic, specs)
+    if region is not None:
+        mark(arguments, region)
     try:
         with torch.inference_mode():
             return compiled(*arguments)
     except torch._dynamo.exc.Unsupported as exc:
         raise UnsupportedError(f"graph break with fullgraph=true: {exc}", hint="leave out fullgraph") from exc
-    except ConstraintViolationError as exc:
-        assert dynamic is not None
-        raise not_free(dynamic, exc) from exc
     except torch._dynamo.exc.TorchDynamoException as exc:
         tell(exc)
         raise CompileError(f"{type(exc).__name__}: {exc}") from exc
@@ -301,7 +350,7 @@ def _counted() -> dict[str, Scalar]:
 
     return {
         "graphs": _graphs(),
-        "graph_breaks": sum(counters["graph_break"].values()),
+        "graph_breaks": _breaks(),
         "cache_hits": int(counters["inductor"]["fxgraph_cache_hit"]),
     }
 
@@ -310,6 +359,12 @@ def _graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
+
+
+def _breaks() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(sum(counters["graph_break"].values()))
 
 
 def _missed() -> int:
@@ -347,7 +402,7 @@ def _packaged(
     engine_dir: Path, request: CompileRequest, place: Place, saved: SavedFacts, inputs: Inputs
 ) -> TorchSession:
     session = TorchSession(
-        open_package(engine_dir, request, place),
+        open_package(engine_dir, request, place, holding(saved.regions, request) if request.dynamic else 0),
         request,
         place,
         provider=described(request, "aot-inductor"),
@@ -375,4 +430,5 @@ def _session(
         inputs=inputs,
         saved=saved,
         locate=partial(placement, module, request, place),
+        compilations=_graphs,
     )

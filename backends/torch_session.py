@@ -14,6 +14,7 @@ from backends import torch_profile
 from backends.torch_cuda import CapturedCall, Place
 from backends.torch_errors import tell
 from backends.torch_module import options_of
+from backends.torch_shapes import Bounds
 from harness.api import Artifact, CompileRequest, Profile, Scalar, Session
 from harness.errors import RunError
 from harness.operators import Clock, Iterate
@@ -33,6 +34,8 @@ class SavedFacts(msgspec.Struct, frozen=True, kw_only=True):
     placement: dict[str, int] | None = None
     card: str | None = None
     """The NVIDIA device that the code was generated for; None on a CPU."""
+    regions: list[Bounds] = []
+    """For a sweep: what each graph or package of the engine holds for, input by input."""
 
 
 @functools.cache
@@ -97,12 +100,13 @@ class TorchSession(Session):
         inputs: Inputs | None = None,
         saved: SavedFacts | None = None,
         locate: Callable[[], dict[str, int]] | None = None,
+        compilations: Callable[[], int] | None = None,
         within: AbstractContextManager[object] | None = None,
     ) -> None:
         """Take what runs.
 
-        `inputs` are those that it was compiled with. `locate` finds the placement where it was not saved. `within` is
-        entered once, and left by `close()`.
+        `inputs` are those that it was compiled with. `locate` finds the placement where it was not saved.
+        `compilations` counts what was compiled in this process. `within` is entered once, and left by `close()`.
 
         Raises:
             OutOfMemory: The device has no room for the inputs.
@@ -118,6 +122,7 @@ class TorchSession(Session):
         self._copying = False
         self._results: Any = None
         self._locate = locate
+        self._compilations = compilations
         self._landing: dict[str, torch.Tensor] = {}
         self._within = ExitStack()
         if within is not None:
@@ -137,6 +142,9 @@ class TorchSession(Session):
 
     def notes(self) -> list[str]:
         return list(self._saved.notes)
+
+    def compilations(self) -> int:
+        return self._compilations() if self._compilations is not None else 0
 
     def placement(self) -> dict[str, int] | None:
         if self._saved.placement is None and self._locate is not None:

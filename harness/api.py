@@ -195,6 +195,10 @@ class Session(ABC):
         """Return sentences that the report must print under the table for this case."""
         return []
 
+    def compilations(self) -> int:
+        """Return how often something was compiled in this process: a sample in which it happens says so."""
+        return 0
+
     def profile(self, iterate: Iterate, clock: Clock) -> Profile:
         """Run under the framework's own profiler, and return what its operators took.
 

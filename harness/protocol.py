@@ -405,6 +405,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     durations_ns: list[int]
     enqueue_ns: list[int] = []
     """At the boundary `device`: how long `execute()` kept the host, one an iteration."""
+    compilations: int = 0
+    """Of `Sample`: how often the session compiled meanwhile, which no steady session does."""
 
 
 class Profiled(msgspec.Struct, frozen=True, kw_only=True):

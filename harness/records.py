@@ -149,7 +149,7 @@ class Window(Record, frozen=True, kw_only=True):
     package_energy_j: float | None = None
     """What all processor packages took while sampling, the rest of the machine's work included."""
     marks: list[str] = []
-    """What disturbed this window: `busy machine`."""
+    """What disturbed this window: `busy machine`, `compiled while it was timed`."""
     gpu: GpuWindow | None = None
     """What the GPU did meanwhile; None for a case on another device."""
 

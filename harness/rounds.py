@@ -36,6 +36,8 @@ OTHERS_EVERY = 5
 """The other boundaries are sampled in every fifth round: they are reported, but no verdict hangs on them."""
 BUSY_SHARE = 0.25
 """A window in which other processes took more than this share of the machine is marked."""
+COMPILED = "compiled while it was timed"
+"""The mark of a window in which a session compiled something: its samples are not those of a steady engine."""
 ENERGY_SLICE_S = 1.0
 """Of the window that energy is taken from: the energy counter of a GPU is too coarse for an ordinary one."""
 
@@ -323,6 +325,7 @@ def _visit(
         joules = meter.joules()
         others = watch.share()
     marks = ["busy machine"] if others is not None and others > BUSY_SHARE else []
+    marks += [COMPILED] if samples.compilations else []
     frequency = psutil.cpu_freq()
     (one.windows if into is None else into).append(
         Window(

@@ -236,6 +236,11 @@ class Worker:
 
     def _sample(self, request: protocol.Sample) -> protocol.Samples:
         session, artifact = self._opened()
+        before = session.compilations()
+        samples = self._sample_at(session, artifact, request)
+        return msgspec.structs.replace(samples, compilations=session.compilations() - before)
+
+    def _sample_at(self, session: Session, artifact: Artifact, request: protocol.Sample) -> protocol.Samples:
         if request.boundary == "device":
             return self._sample_device(session, request)
         inputs = artifact.input_set(0) if request.boundary == "host-to-host" else {}

@@ -3,7 +3,8 @@
 | backend              | how                                                     | a batch of 1                     |
 |----------------------|---------------------------------------------------------|----------------------------------|
 | onnxruntime          | the graph's dimensions stay free                        | the same graph                   |
-| torch-compile        | `mark_dynamic`; with aot=true a package of one graph    | a graph of its own; the same     |
+| torch-compile        | a graph for every range of sizes that torch tells apart | a graph of its own               |
+| torch-compile, aot   | a package for every such range                          | the package of the lowest range  |
 | tensorrt, -rtx       | an optimisation profile, tuned for the largest          | the same engine                  |
 | tvm                  | symbolic shapes, without a schedule                     | the same engine                  |
 | eager                | never: it has no engine, and takes every shape as it is |                                  |
@@ -18,9 +19,13 @@ import pytest
 
 from harness import drift, errors, protocol, registry
 from harness.artifact import Artifact, read_tensors
+from harness.export import Recipe, ensure_artifact
 from harness.launcher import Launcher, Worker
+from harness.modelspec import ModelSpec
+from tests.support import ROOT
 
 TIMEOUT_S = 300.0
+PICTURES = ModelSpec(kind="factory", name="tests.conformance.pictures:make", root=str(ROOT))
 VARIANTS: dict[str, tuple[dict[str, bool], ...]] = {"torch-compile": ({}, {"aot": True})}
 """Options under which a backend makes engines in different ways."""
 
@@ -121,6 +126,33 @@ def test_runs_every_size_without_compiling_again(
                         input_set=index,
                     )
                     assert all(row.passed for row in rows), [row.reason for row in rows]
+
+
+@pytest.mark.parametrize("way", VARIANTS["torch-compile"])
+def test_a_convolution_on_both_sides_of_what_torch_tells_apart(
+    way: dict[str, bool], launcher: Launcher, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+
+    def exported(batch: int, free: dict[str, tuple[int, int]]) -> Artifact:
+        recipe = Recipe(model=PICTURES, dims={"batch": batch}, dynamic=free, weights="own", input_sets=1)
+        return ensure_artifact(recipe, launcher, on_progress=lambda _: None)[0]
+
+    engine = Engine(launcher, "torch-compile", way, tmp_path / "engine", exported(32, {"batch": (1, 32)}))
+    with engine.start("compile") as worker:
+        assert "batch 16 to 32; batch" in engine.compile(worker).notes[0]
+    for batch in (1, 4, 32):
+        point = exported(batch, {})
+        with engine.start("load") as worker:
+            assert not [note for note in engine.load(worker, point).notes if "anew" in note]
+            worker.call(protocol.RunOnce(), protocol.Took, timeout_s=TIMEOUT_S)
+            slice_ = protocol.Sample(boundary="host-to-host", min_iterations=5, min_seconds=0.0)
+            assert worker.call(slice_, protocol.Samples, timeout_s=TIMEOUT_S).compilations == 0
+            path = tmp_path / "outputs.safetensors"
+            worker.call(protocol.Outputs(index=0, path=str(path)), protocol.Written, timeout_s=TIMEOUT_S)
+            rows = drift.judge(read_tensors(path), reference=point.reference(0), golden=point.golden(0), input_set=0)
+            assert rows, "nothing was compared"
+            assert all(row.passed for row in rows), [row.reason for row in rows]
 
 
 def test_only_backends_with_engines_for_a_sweep_say_so(backend: str) -> None:

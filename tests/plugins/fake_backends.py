@@ -145,6 +145,22 @@ class _HangSession(_LaterSession):
         time.sleep(3600)
 
 
+class LateSession(OkSession):
+    """Compiles anew in every other window: it is asked before and after each."""
+
+    asked = -1
+
+    def compilations(self) -> int:
+        self.asked += 1
+        return (self.asked + 3) // 4
+
+
+class CompilesLate(FakeOk):
+    """Is never done with compiling."""
+
+    session = LateSession
+
+
 class HangInRound(FakeOk):
     session = _HangSession
 

@@ -220,6 +220,14 @@ def quick_order(tiny: Artifact, launcher: Launcher, folder: Path, **given: Any) 
     return order(play([seat(case, tiny, folder, ms=0.1) for case in FAST], launcher, folder, **given))
 
 
+def test_windows_in_which_a_session_compiled_are_marked(tiny: Artifact, launcher: Launcher, tmp_path: Path) -> None:
+    seats = [seat("late", tiny, tmp_path, backend="fake-compiles-late"), seat("base", tiny, tmp_path)]
+    found = sittings(play(seats, launcher, tmp_path))
+    marked = [rounds.COMPILED in window.marks for window in found["late"].windows]
+    assert marked == [index % 2 == 0 for index in range(len(marked))]
+    assert not any(rounds.COMPILED in window.marks for window in found["base"].windows)
+
+
 def test_order_is_random_but_reproducible(tiny: Artifact, launcher: Launcher, tmp_path: Path) -> None:
     # Index 1 also takes the way on which workers load side by side.
     first = quick_order(tiny, launcher, tmp_path, seed=3, index=1)

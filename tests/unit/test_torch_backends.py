@@ -36,7 +36,7 @@ class Attention(torch.nn.Module):  # type: ignore[misc,name-defined]  # torch is
 
 class FixedBatch(torch.nn.Module):  # type: ignore[misc,name-defined]  # as above
     def forward(self, x: Any) -> Any:
-        return x.view(2, 64).sum(1)
+        return x.view(4, 64).sum(1)
 
 
 def attention_that_ran(artifact: Built, folder: Path, **options: Any) -> set[str]:
@@ -120,7 +120,8 @@ def test_a_package_takes_no_fullgraph() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"aot": True}])
 def test_a_model_that_fixes_a_size_of_the_sweep_is_unsupported(options: dict[str, Any], tmp_path: Path) -> None:
-    request = request_for(TorchCompile, Built(tmp_path, FixedBatch()), tmp_path, dynamic=True, **options)
+    artifact = Built(tmp_path, FixedBatch(), shape=(4, 1, 8, 8))  # the sweep's largest
+    request = request_for(TorchCompile, artifact, tmp_path, dynamic=True, **options)
     swept = DynamicShapes(axes={"x": {0: "batch"}}, ranges={"batch": (2, 4)})
     with pytest.raises(UnsupportedError, match="torch cannot leave batch free in this model") as caught:
         TorchCompile().compile(dataclasses.replace(request, dynamic=swept))

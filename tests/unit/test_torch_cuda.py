@@ -638,13 +638,13 @@ def test_an_error_inside_a_compilers_own_is_found(place: FakePlace, tmp_path: Pa
         raise InductorError(torch.OutOfMemoryError(FULL), None)
 
     with pytest.raises(OutOfMemory, match=r"^CUDA out of memory"):
-        torch_compile._call(compiled, [], None, ())
+        torch_compile._call(compiled, [], None)
 
     def broken(*_: object) -> None:
         raise InductorError(ValueError("no such layout"), None)
 
     with pytest.raises(CompileError, match="no such layout"):
-        torch_compile._call(broken, [], None, ())
+        torch_compile._call(broken, [], None)
 
 
 def test_what_is_not_known_is_left_as_it_is() -> None:
