@@ -161,7 +161,6 @@ class Rates(Request, frozen=True, kw_only=True):
     precisions: list[str]
     threads: int
     memory: bool = True
-    """Whether memory is measured, too."""
 
 
 class Import(Request, frozen=True, kw_only=True):

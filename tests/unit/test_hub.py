@@ -197,7 +197,7 @@ def test_restored_in_another_worker(tmp_path: Path, kind: str) -> None:
     original = weights.load(model, "own", {}, 0, spec).module
     save_file({name: t.clone() for name, t in original.state_dict().items()}, tmp_path / "weights.safetensors")
     (tmp_path / kind / "model.safetensors").unlink()  # the artifact holds all that is needed
-    manifest = SimpleNamespace(model=spec, dims={"batch": 1, "sequence": 8}, module=True, seed=0)
+    manifest = SimpleNamespace(model=spec, dims={"batch": 1, "sequence": 8}, module=True, seed=0, files={})
     restored = cast(Any, Artifact(tmp_path, cast(Any, manifest)).module())
     sizes = {**cast(Any, model).dims, "sequence": 8}
     inputs = model.example_inputs(sizes, seed=1)

@@ -577,7 +577,7 @@ def artifact(tmp_path: Path, module: Module, model: Model, monkeypatch: pytest.M
     tensors = {name: tensor.contiguous().clone() for name, tensor in module.state_dict().items()} | more
     save_file(tensors, tmp_path / "weights.safetensors")
     monkeypatch.setattr(registry, "model", lambda _: model)
-    manifest = SimpleNamespace(model=REFERENCE, dims={}, module=True, seed=0)
+    manifest = SimpleNamespace(model=REFERENCE, dims={}, module=True, seed=0, files={})
     return Artifact(tmp_path, cast(Any, manifest))
 
 
@@ -628,7 +628,7 @@ def test_weights_that_do_not_fit_the_module(tmp_path: Path, monkeypatch: pytest.
 
 def test_graph_alone_has_no_module(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="ONNX file"):
-        Artifact(tmp_path, cast(Any, SimpleNamespace(module=False))).module()
+        Artifact(tmp_path, cast(Any, SimpleNamespace(module=False, files={}))).module()
 
 
 BUILDERS = ["bert", "llama", "whisper", "unet"]
