@@ -177,6 +177,8 @@ def conduct(
         run()
     except KeyboardInterrupt:
         interrupted = True
+        for one in seated:
+            one.worker.kill()  # whichever thread still waits for it learns that this is no crash
     finally:
         for one in seated:
             one.worker.close(kindly=not interrupted)
@@ -214,10 +216,11 @@ def _load_all(
     seated.extend(_start(seat, launcher, watches, index, alone=False) for seat in seats)
     with ThreadPoolExecutor(len(launcher.cpus) or usable_cores()) as pool:
         turns = {seat.spec.device: Lock() for seat in seats if devices.kind(seat.spec.device) != devices.CPU}
-        loads = [
-            pool.submit(_load, one, launcher, errors, turns.get(one.seat.spec.device, nullcontext())) for one in seated
-        ]
         try:
+            loads = [
+                pool.submit(_load, one, launcher, errors, turns.get(one.seat.spec.device, nullcontext()))
+                for one in seated
+            ]
             for load in loads:
                 load.result()
         except BaseException:  # Ctrl-C above all: without their processes the threads come to an end

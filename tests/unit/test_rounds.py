@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import psutil
@@ -233,6 +235,26 @@ def test_order_is_random_but_reproducible(tiny: Artifact, launcher: Launcher, tm
     first = quick_order(tiny, launcher, tmp_path, seed=3, index=1)
     assert quick_order(tiny, launcher, tmp_path, seed=3, index=1) == first
     assert quick_order(tiny, launcher, tmp_path, seed=3, index=2) != first, "each launch has an order of its own"
+
+
+def test_load_that_an_interruption_left_behind_is_no_crash(
+    tiny: Artifact, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Thread] = []
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *given: Any, **named: Any) -> Any:
+            # As a signal that comes while a thread is being started: the pool does not know it, and waits for none.
+            left.append(Thread(target=function, args=given, kwargs=named))
+            left[-1].start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "ThreadPoolExecutor", Interrupted)
+    conducted = play([seat(case, tiny, tmp_path) for case in FAST[:2]], launcher, tmp_path, index=1)
+    for thread in left:
+        thread.join()
+    assert conducted.interrupted and len(left) == 1
+    assert not conducted.errors
 
 
 def test_interruption_keeps_what_was_sampled(tiny: Artifact, launcher: Launcher, tmp_path: Path) -> None:
