@@ -87,15 +87,11 @@ def rest(region: Region, part: Region) -> list[Region]:
     return out
 
 
-def within(dynamic: DynamicShapes, region: Region) -> DynamicShapes:
-    """Return the same free dimensions with the sizes of a region."""
-    return dataclasses.replace(dynamic, ranges=region)
-
-
 def bounds(request: CompileRequest, region: Region) -> Bounds:
     """Return the smallest and the largest shape of every input in a region."""
     assert request.dynamic is not None
-    return [within(request.dynamic, region).bounds(spec) for spec in request.artifact.inputs]
+    part = dataclasses.replace(request.dynamic, ranges=region)
+    return [part.bounds(spec) for spec in request.artifact.inputs]
 
 
 def holding(regions: Sequence[Bounds], request: CompileRequest) -> int:

@@ -10,6 +10,7 @@ none out so.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -76,9 +77,10 @@ def _registered(target: Any) -> bool:
     from tvm.script import from_source
 
     meant, instruction = (from_source(_SCRIPT.format(body=body.strip())) for body in (_DESCRIPTION, _INSTRUCTION))
-    try:  # which types LLVM wants has changed once
+    try:
         tvm.compile(tvm.IRModule({"main": instruction.with_attr("global_symbol", "main")}), target=target)
-    except Exception:
+    except Exception:  # which types LLVM wants has changed once, and TVM has no one error for it; int32 always works
+        logging.getLogger(__name__).warning("no VNNI kernels: TVM cannot compile the instruction", exc_info=True)
         return False
     TensorIntrin.register(INTRINSIC, meant, instruction, override=True)
     return True

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,7 @@ import pytest
 from harness.artifact import Artifact
 from harness.profiling import PROFILE_FILE
 from harness.surroundings import MARK
-from tests.support import PLUGINS, RUN_CLI, Cli
-
-WITHIN_S = 120
+from tests.support import Cli, interrupted
 
 
 def profiled(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
@@ -68,24 +64,9 @@ def test_a_run_is_profiled_with_the_engines_that_it_saved(cli: Cli, tiny: Artifa
 
 
 def test_ctrl_c_keeps_what_is_finished(tiny: Artifact, tmp_path: Path) -> None:
-    command = [sys.executable, str(RUN_CLI), "profile", "--model", "tiny"]
-    command += ["--backends", "fake-profiled,fake-hang-in-profile", "--out", str(tmp_path), "--by", "op"]
-    with subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": str(PLUGINS)},
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as running:
-        assert running.stderr is not None and running.stdout is not None
-        for line in running.stderr:
-            if line.startswith("profiled fake-profiled"):
-                break
-        running.send_signal(signal.SIGINT)
-        shown, _ = running.communicate(timeout=WITHIN_S)
-    assert running.returncode == 130
+    command = ["profile", "--model", "tiny", "--backends", "fake-profiled,fake-hang-in-profile"]
+    code, shown, _ = interrupted([*command, "--out", str(tmp_path), "--by", "op"], "profiled fake-profiled", tmp_path)
+    assert code == 130
     assert "INTERRUPTED" in shown
     assert "(Fake)" in shown
     (kept,) = tmp_path.glob(f"*/{PROFILE_FILE}")
